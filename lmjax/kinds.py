@@ -37,16 +37,17 @@ KINDS: dict[str, Kind] = {
     'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
                   facts=dict(causal=True, segments=False, cache=False, cross=False, window=None)),
     'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),
-    'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix'),
+    'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
+                   context=('ins', 'outs', 'role', 'scheme', 'bias')),
     'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated into q and k, or a bias',
-                     facts=dict(relative=False, added=False)),
+                     context=('length',), facts=dict(relative=False, added=False)),
     'init': Kind('lmjax.models.init', 'initial values and per-parameter multipliers, from parameter facts',
                  context=('depth', 'width')),
-    'embed': Kind('lmjax.models.embeds', 'tokens -> x, and the unembedding', context=('vocab',),
+    'embed': Kind('lmjax.models.embeds', 'tokens -> x, and the unembedding', context=('vocab', 'width', 'dtype'),
                   facts=dict(tied=False)),
     'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',)),
     'cache': Kind('lmjax.models.caches', 'what attention keeps between tokens',
-                  facts=dict(bounded=lambda args: False)),
+                  context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window'), facts=dict(bounded=False)),
     # ---- training ----
     'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
                       context=('model', 'tokenizer'),
@@ -135,9 +136,19 @@ class Residual(Protocol):
 
 
 class Linear(Protocol):
-  """A Linen module with fields ins, outs (axis name -> size), role, scheme, bias: contracts the last len(ins) axes of x."""
+  """A Linen module with fields ins, outs (pairs of axis name and size), role, scheme, bias.
+
+  Contracts the last len(ins) axes of x and appends the axes of outs. Made through `nn.params.dense`.
+  """
 
   def __call__(self, x) -> jax.Array: ...
+
+
+class Embed(Protocol):
+  """A Linen module built with vocab, width and dtype. Rows added to round the vocabulary up are never predicted."""
+
+  def __call__(self, tokens_BT, ctx: Ctx) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(x_BTD, unembedding_VD, bias_V or None)."""
 
 
 class Position(Protocol):
@@ -190,7 +201,7 @@ class Architecture(Protocol):
 
 
 class Cache(Protocol):
-  """Built by a cache part as `part(batch=, length=, heads=, head_dim=, dtype=)`; a pytree."""
+  """Built by a cache part as `part(batch=, length=, heads=, head_dim=, dtype=, window=)`; a pytree."""
 
   def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT) -> tuple['Cache', tuple]:
     """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS) to attend to; segment 0 is empty."""

@@ -1,0 +1,107 @@
+"""A model's resolved settings, and how a config gives them. Parts are handles here; the architecture builds them."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from lmjax import specs
+from lmjax.nn.params import Scheme
+from lmjax.parallel import remat
+from lmjax.registry import Part, make, nearest
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What an architecture needs to know.
+
+  segments: groups of blocks, scanned over their repeats. blocks: name -> residual part (the layer, holding its mixer, ffn, norm).
+  length: tokens in a row of training data; unroll: layers per step of the scan over layers.
+  """
+
+  width: int
+  vocab: int
+  length: int
+  segments: tuple[specs.Segment, ...]
+  blocks: tuple[tuple[str, Part], ...]
+  embed: Part
+  final_norm: Part | None
+  embed_norm: Part | None
+  scheme: Scheme
+  dtype: Any
+  unroll: int
+  remat: str
+  cap: float | None
+  dropout: float
+
+  @property
+  def depth(self) -> int:
+    return sum(len(s.pattern) * s.repeats for s in self.segments)
+
+  def block(self, name: str) -> Part:
+    return dict(self.blocks)[name]
+
+  def mixers(self):
+    """The mixer of every kind of block that the stack uses."""
+    used = {n for s in self.segments for n in s.pattern}
+    return [(name, dict(part.context)['mixer']) for name, part in self.blocks if name in used]
+
+
+def positive(**values):
+  for key, value in values.items():
+    if value < 1:
+      raise ValueError(f'config.{key}={value}: a positive number is expected')
+
+
+def dtype(key: str, name: str):
+  if name not in DTYPES:
+    raise ValueError(f'config.{key}={name!r}: one of {", ".join(DTYPES)} is expected{nearest(name, DTYPES)}')
+  return DTYPES[name]
+
+
+def segments(m: dict) -> tuple[specs.Segment, ...]:
+  """The stack: `config.model.stack`, or `config.model.depth` times the only block."""
+  names = list(m['blocks'])
+  if not m['stack']:
+    if len(names) != 1:
+      raise ValueError(f'config.model.stack is empty: with {len(names)} blocks ({", ".join(names)}) it must say '
+                       'their order, as in "full + (local, full)*3"')
+    positive(**{'model.depth': m['depth']})
+    return (specs.Segment((names[0],), m['depth']),)
+  found = specs.segments(m['stack'])
+  for s in found:
+    for n in s.pattern:
+      if n not in names:
+        raise ValueError(f'config.model.stack={m["stack"]!r}: no block {n!r}{nearest(n, names)} config.model.blocks has '
+                         f'{", ".join(names)}')
+  return found
+
+
+def resolve(m: dict, vocab: int, length: int) -> Model:
+  """`config.model` as a plain dict -> Model. Raises ValueError or SpecError naming the key."""
+  positive(**{'model.width': m['width'], 'model.unroll': m['unroll'], 'data.length': length})
+  if not 0 <= m['dropout'] < 1:
+    raise ValueError(f'config.model.dropout={m["dropout"]}: at least 0 and below 1 is expected')
+  if m['cap'] < 0:
+    raise ValueError(f'config.model.cap={m["cap"]}: a positive number, or 0 for none, is expected')
+  remat.policy(m['remat'])
+  stack = segments(m)
+  depth = sum(len(s.pattern) * s.repeats for s in stack)
+  compute = dtype('model.dtype', m['dtype'])
+  scheme = Scheme(
+      init=make('init', m['init'], depth=depth, width=m['width'])(), linear=make('linear', m['linear']),
+      position=make('position', m['position'], length=length)(parent=None),
+      param_dtype=dtype('model.param_dtype', m['param_dtype']))
+  blocks = []
+  for name, b in m['blocks'].items():
+    inner = {k: make(k, b[k]) for k in ('mixer', 'ffn', 'norm')}
+    blocks.append((name, make('residual', b['residual'], **inner)))
+  return Model(
+      width=m['width'], vocab=vocab, length=length, segments=stack, blocks=tuple(blocks),
+      embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute),
+      final_norm=make('norm', m['final_norm']) if m['final_norm'] else None,
+      embed_norm=make('norm', m['embed_norm']) if m['embed_norm'] else None,
+      scheme=scheme, dtype=compute, unroll=m['unroll'], remat=m['remat'], cap=m['cap'] or None,
+      dropout=m['dropout'])

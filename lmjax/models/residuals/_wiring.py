@@ -1,0 +1,50 @@
+"""What the residual parts share: the fields of a layer and running its two sublayers."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from lmjax.parallel import remat
+from lmjax.parallel import shard
+
+
+class Layer(nn.Module):
+  """Base of the residual parts. `mixer`, `ffn` and `norm` are handles; `ffn` may be None."""
+
+  mixer: Any
+  ffn: Any
+  norm: Any
+
+  @nn.nowrap
+  def enter(self, x_BTD):
+    return x_BTD
+
+  @nn.nowrap
+  def leave(self, carry):
+    return carry
+
+  def mix(self, x_BTD, ctx, cache):
+    y, cache, aux = self.mixer(name='mixer')(remat.tag(x_BTD, 'mixer_in'), ctx, cache)
+    return remat.tag(y, 'mixer_out'), cache, {f'mixer/{k}': v for k, v in aux.items()}
+
+  def feed(self, x_BTD, ctx):
+    y, aux = self.ffn(name='ffn')(remat.tag(x_BTD, 'ffn_in'), ctx)
+    return remat.tag(y, 'ffn_out'), {f'ffn/{k}': v for k, v in aux.items()}
+
+
+def join(*reports):
+  """Merges reports of sublayers; entries `loss/...` keep their prefix in front."""
+  out = {}
+  for report in reports:
+    for key, value in report.items():
+      part, _, rest = key.partition('/')
+      out[f'loss/{part}/{rest[5:]}' if rest.startswith('loss/') else key] = value
+  return out
+
+
+def dropout(rate: float, ctx):
+  return nn.Dropout(rate, deterministic=not ctx.train, name=None) if rate else lambda x: x
+
+
+def place(x_BTD):
+  return shard.shard(x_BTD, 'batch', 'time', 'width')

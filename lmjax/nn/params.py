@@ -1,0 +1,58 @@
+"""Making parameters: every one through `param`, every matrix that meets activations through `dense`."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.parallel import facts
+from lmjax.parallel import shard
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+  """How a model makes its parameters; static, carried by `Ctx.scheme`."""
+
+  init: Any
+  linear: Any
+  position: Any
+  param_dtype: Any = jnp.float32
+
+
+def param(module: nn.Module, name: str, shape, fact: facts.Fact, scheme: Scheme):
+  """A trained parameter with its fact; the initial value comes from the scheme."""
+  init = scheme.init.initializer(fact, tuple(shape))
+  return module.param(name, facts.boxed(init, fact), tuple(shape), scheme.param_dtype)
+
+
+def dense(ctx, name: str, ins: dict[str, int], outs: dict[str, int], role: str = 'hidden', bias: bool = False):
+  """A linear map in the model's parameterization: contracts the axes `ins`, appends the axes `outs`."""
+  return ctx.scheme.linear(ins=tuple(ins.items()), outs=tuple(outs.items()), role=role, bias=bias,
+                           scheme=ctx.scheme, name=name)
+
+
+def contract(x, kernel, n: int, out_names):
+  """Contracts the last n axes of x with the first n of kernel, in the dtype of x.
+
+  Without a mesh it is one 2-D matrix product: XLA:CPU runs the weight gradients of N-D einsums several times slower.
+  """
+  lead, rest = x.shape[:x.ndim - n], kernel.shape[n:]
+  kernel = kernel.astype(x.dtype)
+  if shard.mesh().empty:
+    rows = math.prod(kernel.shape[:n])
+    y = x.reshape(-1, rows) @ kernel.reshape(rows, -1)
+    return y.reshape(*lead, *rest)
+  names = (('batch', 'time') + (None,) * len(lead))[:len(lead)] + tuple(out_names)
+  dims = ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))
+  if shard.is_explicit():
+    return jax.lax.dot_general(x, kernel, dims, out_sharding=shard.spec(names, gathered=True))
+  y = jax.lax.dot_general(x, kernel, dims)
+  return jax.lax.with_sharding_constraint(y, shard.spec(names, gathered=True))
+
+
+def act(names) -> tuple:
+  """Axis names of an activation: the parameter axis `embed` is `width` there."""
+  return tuple('width' if n == 'embed' else n for n in names)

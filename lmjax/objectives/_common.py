@@ -1,0 +1,59 @@
+"""What likelihood objectives share: running the model on a batch and summing cross-entropy."""
+
+import jax
+import jax.numpy as jnp
+
+from lmjax import kinds
+from lmjax.nn import embedding
+
+
+def ctx(segments, positions, train: bool) -> kinds.Ctx:
+  return kinds.Ctx(positions_BT=positions, segments_BT=segments, train=train)
+
+
+def run(model, params, vars, tokens, segments, positions, rng, train: bool):
+  """(outputs, vars after the pass)."""
+  rngs = {'dropout': rng} if train else {}
+  outputs, new = model.apply({'params': params, **vars}, tokens, ctx(segments, positions, train),
+                             mutable=list(vars), rngs=rngs)
+  return outputs, dict(new)
+
+
+def init(model, rng, tokens, segments, positions):
+  return model.init({'params': rng, 'dropout': rng}, tokens, ctx(segments, positions, False))
+
+
+def cross_entropy(outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
+  """Weighted sums over tokens, all float32.
+
+  nll = lse(z) - z[target]; objective = (1 - s) nll + s mean_v(lse(z) - z_v) + z_loss lse(z)^2, with smoothing s.
+
+  Returns:
+    (objective sum, {'nll': ..., 'accuracy': ..., 'z': ...} sums).
+  """
+  z_BTV = embedding.logits(outputs)
+  lse_BT = jax.nn.logsumexp(z_BTV, axis=-1)
+  hot = jax.lax.broadcasted_iota(jnp.int32, z_BTV.shape, 2) == targets_BT[..., None]
+  right_BT = jnp.sum(jnp.where(hot, z_BTV, 0.0), axis=-1)
+  nll_BT = lse_BT - right_BT
+  loss_BT = nll_BT
+  if label_smoothing:
+    usable = z_BTV if outputs.bias_V is None else jnp.where(outputs.bias_V > -1e29, z_BTV, lse_BT[..., None])
+    loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * (lse_BT - jnp.mean(usable, axis=-1))
+  if z_loss:
+    loss_BT = loss_BT + z_loss * jnp.square(lse_BT)
+  w = weights_BT
+  hits_BT = (right_BT >= jnp.max(z_BTV, axis=-1)).astype(jnp.float32)
+  def total(x_BT):
+    return jnp.sum(jnp.where(w > 0, x_BT, 0.0) * w)
+  return total(loss_BT), dict(nll=total(nll_BT), nll_squares=total(jnp.square(nll_BT)), accuracy=total(hits_BT))
+
+
+def finish(loss_sum, sums, weight, outputs, vars) -> kinds.Loss:
+  """Adds the parts' own losses, weighted like tokens, and names the metrics."""
+  metrics = {k: (v, weight) for k, v in sums.items()}
+  for key, value in outputs.aux.items():
+    metrics[key] = (value * weight, weight)
+    if key.startswith('loss/'):
+      loss_sum = loss_sum + value * weight
+  return kinds.Loss(loss_sum, weight, metrics, vars)

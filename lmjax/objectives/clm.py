@@ -1,0 +1,53 @@
+"""Causal language modelling: each token predicts the next one of its document.
+
+  loss = sum_t w_t [ (1 - s) nll_t + s mean_v(lse_t - z_tv) + z_loss lse_t^2 ],   nll_t = lse(z_t) - z_t[x_{t+1}]
+
+w_t = 1 where x_{t+1} belongs to the same document as x_t and neither is padding. Natural logarithms: nats a token.
+z-loss: PaLM (Chowdhery et al., 2022, arXiv:2204.02311, section 5) with 1e-4. Label smoothing: Szegedy et al., 2016 (arXiv:1512.00567).
+The reported `nll` is the plain negative log-likelihood whatever is added to the objective.
+"""
+
+import dataclasses
+from typing import Any
+
+from lmjax import kinds
+from lmjax.objectives import _common
+from lmjax.registry import register
+
+
+@register('objective', lookahead=1, causal=True)
+@dataclasses.dataclass(frozen=True)
+class Clm:
+  """Next-token cross-entropy."""
+
+  model: Any
+  z_loss: float = 0.0
+  label_smoothing: float = 0.0
+
+  @staticmethod
+  def check(z_loss, label_smoothing):
+    if z_loss < 0:
+      raise ValueError(f'z_loss={z_loss}: at least 0 is expected')
+    if not 0 <= label_smoothing < 1:
+      raise ValueError(f'label_smoothing={label_smoothing}: at least 0 and below 1 is expected')
+
+  def init(self, rng, batch):
+    return _common.init(self.model, rng, *self._inputs(batch))
+
+  def loss(self, params, vars, batch, rng, train: bool = True) -> kinds.Loss:
+    tokens, segments, positions = self._inputs(batch)
+    outputs, vars = _common.run(self.model, params, vars, tokens, segments, positions, rng, train)
+    w_BT = self.weights(batch)
+    total, sums = _common.cross_entropy(outputs, batch['tokens'][:, 1:], w_BT, z_loss=self.z_loss,
+                                        label_smoothing=self.label_smoothing)
+    return _common.finish(total, sums, w_BT.sum(), outputs, vars)
+
+  @staticmethod
+  def weights(batch):
+    """1 where a token has a successor in its own document, float32 (B, T)."""
+    s = batch['segments']
+    return ((s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)).astype('float32')
+
+  @staticmethod
+  def _inputs(batch):
+    return batch['tokens'][:, :-1], batch['segments'][:, :-1], batch['positions'][:, :-1]

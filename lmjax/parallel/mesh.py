@@ -1,0 +1,42 @@
+"""Device meshes from a config: `config.mesh.data=8`, `config.mesh.tensor=2`, `config.mesh.mode='auto'`."""
+
+import math
+
+import jax
+from jax.sharding import AxisType
+
+AXES = ('replica', 'data', 'tensor')
+MODES = {'auto': AxisType.Auto, 'explicit': AxisType.Explicit}
+
+
+def sizes(settings: dict, devices: int) -> dict[str, int]:
+  """Axis sizes; at most one may be -1, which takes the devices that are left.
+
+  Raises ValueError where the product is not the number of devices.
+  """
+  out = {a: settings[a] for a in AXES}
+  for a, n in out.items():
+    if n < 1 and n != -1:
+      raise ValueError(f'config.mesh.{a}={n}: a positive number of devices or -1 (all that are left) is expected')
+  free = [a for a, n in out.items() if n == -1]
+  if len(free) > 1:
+    raise ValueError(f'config.mesh: only one axis may be -1, not {" and ".join(free)}')
+  fixed = math.prod(n for n in out.values() if n != -1)
+  if free:
+    if devices % fixed:
+      raise ValueError(f'config.mesh.{free[0]}=-1: {devices} devices do not divide by {fixed}')
+    out[free[0]] = devices // fixed
+  elif fixed != devices and fixed != 1:
+    raise ValueError(f'config.mesh asks for {fixed} devices ({out}), this process sees {devices}')
+  return out
+
+
+def make(settings: dict):
+  """The mesh that a config asks for, or None where it is a single device."""
+  if settings['mode'] not in MODES:
+    raise ValueError(f'config.mesh.mode={settings["mode"]!r}: one of {", ".join(MODES)} is expected')
+  shape = sizes(settings, jax.device_count())
+  if math.prod(shape.values()) == 1:
+    return None
+  kept = {a: n for a, n in shape.items() if n > 1}
+  return jax.make_mesh(tuple(kept.values()), tuple(kept), axis_types=(MODES[settings['mode']],) * len(kept))
