@@ -57,6 +57,7 @@ class Checkpointer:
     self._score_key = best_key
     self._saver = None
     self._thread: threading.Thread | None = None
+    self._lock = threading.Lock()  # retention runs beside readers
     self._error: BaseException | None = None
     self._saving: int | None = None
     self._mine: set[int] = set()
@@ -151,7 +152,10 @@ class Checkpointer:
       manifest.put(self.directory / str(step), body | {'scores': body['scores'] | scores})
 
   def _retain(self) -> None:
-    found = self._complete()
+    with self._lock:
+      self._delete_old(self._scan())
+
+  def _delete_old(self, found: Mapping[int, dict]) -> None:
     keep = set(sorted(found)[-self._keep_last:]) if self._keep_last else set(found)
     keep |= {s for s in found if self._keep_every and s % self._keep_every == 0}
     keep |= {_best(found, self._best_key)} if self._best_key else set()
@@ -225,6 +229,10 @@ class Checkpointer:
       return reader.restore(self.directory / str(step), args=ocp.args.Composite(state=args, **more))
 
   def _complete(self) -> dict[int, dict]:
+    with self._lock:
+      return self._scan()
+
+  def _scan(self) -> dict[int, dict]:
     """Manifests of the complete steps; an incomplete step is warned of once."""
     out = {}
     for entry in list(self.directory.iterdir()) if self.directory.is_dir() else ():

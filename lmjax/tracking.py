@@ -35,12 +35,13 @@ class Tracker:
 
   def __init__(self, workdir: Any, *, resume_step: int | None = None, tensorboard: bool = True, active: bool = True):
     self.path = pathlib.Path(workdir) / FILE
-    self._file = self._tb = None
+    self._file = self._tb = self._open_tb = None
     if not active:
       return
     _end_last_line(self.path)
     self._file = open(self.path, 'a', encoding='utf-8', buffering=1)
-    self._tb = _guarded(lambda: _Events(self.path.parent / 'tb', resume_step)) if tensorboard else None
+    # Opened at the first line: the import takes seconds where tensorboardX finds torch.
+    self._open_tb = (lambda: _Events(self.path.parent / 'tb', resume_step)) if tensorboard else None
     if resume_step is not None:
       self.log('resume', resume_step, {})
 
@@ -56,7 +57,11 @@ class Tracker:
       return
     line = {'kind': kind, 'step': int(step), 'time': time.time()} | {k: _plain(v) for k, v in values.items()}
     self._file.write(json.dumps({k: _jsonable(v) for k, v in line.items()}, allow_nan=False) + '\n')
-    if self._tb is not None and kind != 'resume' and not _guarded(lambda: self._tb.log(line)):
+    if kind == 'resume':
+      return
+    if self._open_tb is not None:
+      self._tb, self._open_tb = _guarded(self._open_tb), None
+    if self._tb is not None and not _guarded(lambda: self._tb.log(line)):
       self._tb = None
 
   def close(self) -> None:
@@ -76,7 +81,8 @@ class _Events:
     from tensorboardX import summary
     self._summary = summary
     path.mkdir(exist_ok=True)
-    self._writer = EventsWriter(str(path / 'events'))
+    # The writer names files by the second and opens them afresh: the suffix keeps a quick restart from erasing one.
+    self._writer = EventsWriter(str(path / 'events'), f'.{len(list(path.iterdir())):04d}')
     if resume_step is not None:
       self._purge(resume_step + 1)
 

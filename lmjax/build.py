@@ -1,0 +1,199 @@
+"""A resolved config -> the objects of a run, all checked before a device does any work."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import optax
+
+from lmjax import config as config_lib
+from lmjax import registry
+from lmjax import train
+from lmjax.models import model as model_lib
+from lmjax.parallel import facts as facts_lib
+from lmjax.parallel import mesh as mesh_lib
+from lmjax.parallel import shard
+
+ConfigError = config_lib.ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a config means.
+
+  config: resolved. model: settings; architecture: the Linen module. rows: rows of a batch over all hosts; row_tokens: tokens of a stored row.
+  facts, shapes: of the variables. schedule: step -> factor. tx: the named optimizer chain. step: (state, batch, key) -> (state, metrics), not jitted.
+  """
+
+  config: dict[str, Any]
+  tokenizer: Any
+  model: model_lib.Model
+  architecture: Any
+  objective: Any
+  lookahead: int
+  rows: int
+  facts: Any
+  shapes: Any
+  schedule: Callable
+  tx: Any
+  lr_factors: Any
+  step: Callable
+
+  @property
+  def length(self) -> int:
+    return self.config['data']['length']
+
+  def batch_shapes(self, rows: int | None = None):
+    """The abstract global batch."""
+    shape = (rows or self.rows, self.length + self.lookahead)
+    one = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return dict(tokens=one, segments=one, positions=one)
+
+  def init(self, key) -> train.State:
+    """The first state; under a mesh it is created sharded."""
+    def make(key):
+      batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), self.batch_shapes(rows=1))
+      return train.init_state(facts_lib.unbox(self.objective.init(key, batch)), self.tx)
+    shardings = self.shardings()
+    return jax.jit(make, out_shardings=shardings)(key) if shardings is not None else jax.jit(make)(key)
+
+  @functools.cached_property
+  def state_shapes(self) -> train.State:
+    """The abstract state."""
+    return jax.eval_shape(lambda v: train.init_state(v, self.tx), self.shapes)
+
+  def shardings(self):
+    """Shardings of the state on the current mesh, or None without one; optimizer moments lie like their parameters."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+      return None
+    by_path = {}
+    for (path, fact), (_, shape) in zip(
+        jax.tree_util.tree_leaves_with_path(self.facts, is_leaf=lambda x: isinstance(x, facts_lib.Fact)),
+        jax.tree_util.tree_leaves_with_path(self.shapes)):
+      keys = tuple(k.key for k in path)[1:]
+      by_path[keys] = (shape.shape, shard.named(mesh, fact.names, shape.shape, '/'.join(keys)))
+    def place(path, leaf):
+      keys = tuple(getattr(k, 'key', None) for k in path)
+      for n in range(len(keys)):
+        found = by_path.get(keys[n:])
+        if found is not None and found[0] == leaf.shape:
+          return found[1]
+      return NamedSharding(mesh, P())
+    return jax.tree_util.tree_map_with_path(place, self.state_shapes)
+
+
+def tokenizer(resolved: dict):
+  """The tokenizer of a config. Raises ConfigError naming the key."""
+  return _named('data.tokenizer', lambda: registry.make('tokenizer', resolved['data']['tokenizer'])())
+
+
+def _named(key: str, make):
+  """Runs `make`; an error of the user's kind gets the key in front."""
+  try:
+    return make()
+  except (ValueError, OSError) as e:
+    text = str(e)
+    raise ConfigError(text if text.startswith('config.') else f'config.{key}: {text}') from e
+
+
+def build(resolved: dict) -> Run:
+  """Builds and checks everything but the data, abstractly. Raises ConfigError (or ValueError) naming the key."""
+  c, m, d = resolved, resolved['model'], resolved['data']
+  tok = tokenizer(c)
+  rows = batch_rows(c)
+  model = _named('model', lambda: model_lib.resolve(m, tok.vocab_size, d['length']))
+  architecture = registry.make('architecture', m['architecture'], model=model)()
+  objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
+  lookahead = objective_part.fact('lookahead')
+  check_parts(c, model, objective_part)
+  objective = _named('objective', objective_part)
+
+  one = jax.ShapeDtypeStruct((1, d['length'] + lookahead), jnp.int32)
+  boxed = _named('model', lambda: jax.eval_shape(
+      objective.init, jax.random.key(0), dict(tokens=one, segments=one, positions=one)))
+  facts, shapes = facts_lib.facts(boxed), facts_lib.unbox(boxed)
+  tx = chain(c, facts['params'], objective)
+  schedule = _named('schedule', lambda: registry.make('schedule', c['schedule'], steps=c['steps'])())
+  if any(p.fact('owns_lr') for _, p in registry.make_chain('optim', c['optim'], facts=facts['params']).items()):
+    schedule = lambda step: jnp.ones(())
+  lr_factors = jax.tree.map(lambda f, s: model.scheme.init.lr(f, s.shape), facts['params'], shapes['params'],
+                            is_leaf=lambda x: isinstance(x, facts_lib.Fact))
+  step = train.make_step(objective, tx, schedule, peak_lr=c['peak_lr'], lr_factors=lr_factors, micro=c['micro_batches'],
+                         sample_fn=getattr(objective, 'sample', None))
+  run = Run(c, tok, model, architecture, objective, lookahead, rows, facts, shapes, schedule, tx, lr_factors, step)
+  _named('model', lambda: jax.eval_shape(step, run.state_shapes, run.batch_shapes(), jax.random.key(0)))
+  return run
+
+
+def batch_rows(c: dict) -> int:
+  """Rows of a global batch. Raises ConfigError where tokens, rows and micro-batches do not divide."""
+  length, tokens, micro = c['data']['length'], c['batch_tokens'], c['micro_batches']
+  if tokens % length:
+    raise ConfigError(f'config.batch_tokens={tokens} does not divide by config.data.length={length}; '
+                      f'the nearest that do are {max(length, tokens // length * length)} and {-(-tokens // length) * length}')
+  rows = tokens // length
+  if rows % micro:
+    raise ConfigError(f'config.batch_tokens={tokens} is {rows} rows of config.data.length={length}, which do not divide into '
+                      f'config.micro_batches={micro}')
+  return rows
+
+
+def chain(c: dict, facts, objective):
+  """The optimizer: a named Optax chain, so that its state is a dictionary by part."""
+  parts = registry.make_chain('optim', c['optim'], facts=facts)
+  for name, part in parts.items():
+    for need in part.fact('needs'):
+      if need == 'sample_fn' and not hasattr(objective, 'sample'):
+        raise ConfigError(f'config.optim: {name} needs sampled labels, which objective {c["objective"]!r} does not give')
+  made = [(name, _named('optim', part)) for name, part in parts.items()]
+  return optax.named_chain(*((n, optax.with_extra_args_support(t)) for n, t in made))
+
+
+def check_parts(c: dict, model: model_lib.Model, objective: registry.Part):
+  """What parts cannot do together is refused here, by their facts."""
+  used = {n for s in model.segments for n in s.pattern}
+  idle = [n for n, _ in model.blocks if n not in used]
+  if idle:
+    raise ConfigError(f'config.model.blocks.{idle[0]} is not used by config.model.stack={c["model"]["stack"]!r}')
+  causal = objective.fact('causal')
+  for name, mixer in model.mixers():
+    if causal is not None and mixer.fact('causal') != causal:
+      need = 'looks only back' if causal else 'looks both ways'
+      raise ConfigError(f'config.model.blocks.{name}.mixer={mixer}: config.objective={c["objective"]!r} needs a mixer that '
+                        f'{need} (causal={causal})')
+    if c['data']['mask_documents'] and not mixer.fact('segments'):
+      raise ConfigError(f'config.model.blocks.{name}.mixer={mixer} cannot keep documents apart; choose another or set '
+                        'config.data.mask_documents=false')
+  if objective.fact('couples') != 'none' and c['micro_batches'] > 1:
+    raise ConfigError(f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples the rows of a batch, '
+                      'so accumulation would change it; use 1')
+
+
+def check_devices(run: Run, mesh):
+  """Rows must divide over the devices that share the batch."""
+  if mesh is None:
+    return
+  n = math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch'])
+  rows = run.rows // run.config['micro_batches']
+  if rows % n:
+    raise ConfigError(f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do not divide '
+                      f'over {n} devices')
+
+
+def counts(run: Run) -> dict[str, int]:
+  """Parameters by group: the first two levels of the tree, and the total."""
+  out: dict[str, int] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(run.shapes['params']):
+    keys = [k.key for k in path]
+    group = '/'.join(keys[:3] if keys[0].startswith('segment') else keys[:1])
+    out[group] = out.get(group, 0) + math.prod(leaf.shape)
+  return out | {'total': sum(out.values())}
+
+
+def mesh(resolved: dict):
+  return mesh_lib.make(resolved['mesh'])

@@ -1,0 +1,248 @@
+"""The run directory: which run it holds, and everything needed to repeat it.
+
+  config.json        the resolved config; a resume keeps it
+  fingerprint.txt    of what changes tokens or mathematics; written first, so that a directory is known to be ours
+  command.txt        one line per start: time, then the exact command
+  versions.json      a list, one entry per start that changed something: software, device, commit
+  metrics.jsonl, tb/, checkpoints/, report.html    written by the parts of that name
+
+Nothing that exists is overwritten.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from typing import Any, Mapping, Sequence
+
+FILES = ('config.json', 'fingerprint.txt', 'command.txt', 'versions.json', 'metrics.jsonl', 'tb', 'checkpoints', 'report.html')
+PACKAGES = ('lmjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+_SHOWN = 5
+_ABSENT = object()
+
+
+@dataclasses.dataclass
+class RunDir:
+  """An opened run directory. `resumed` says that it was there before; `config` is the one it was started with."""
+
+  path: pathlib.Path
+  config: dict[str, Any]
+  fingerprint: str
+  resumed: bool
+  lock: Any = dataclasses.field(default=None, repr=False)
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    return self.path / 'checkpoints'
+
+  def close(self) -> None:
+    """Lets another process use the directory."""
+    if self.lock is not None:
+      self.lock.close()
+      self.lock = None
+
+
+def open_rundir(workdir: Any, config: Mapping[str, Any], fingerprint: str, *, force: bool = False, write: bool = True,
+                ignore: Sequence[str] = (), command: Sequence[str] | None = None) -> RunDir:
+  """Makes a run directory, or opens it to resume the same run.
+
+  Args:
+    config: the resolved config, nested dictionaries of JSON values (tuples become lists).
+    fingerprint: equal for configs that may continue each other.
+    force: accept another fingerprint; the old config is kept as `config.<n>.json`.
+    write: False on all processes but the first, which then only check.
+    ignore: keys (or prefixes of them) that the fingerprint leaves out, not to be named as the difference.
+    command: the command to record; by default that of this process.
+
+  Raises:
+    ValueError: the directory belongs to another config (differing keys named), holds files of another program that lmjax
+      would write, is in use by another process, or cannot be written.
+  """
+  path = _local(workdir)
+  config = json.loads(json.dumps(config))
+  resumed = (path / 'fingerprint.txt').exists()
+  if resumed:
+    _check_same(path, config, fingerprint, force=force, ignore=ignore)
+  else:
+    _check_free(path)
+  if not write:
+    return RunDir(path, config, fingerprint, resumed)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path)
+    config = _write_identity(path, config, fingerprint)
+    _append_command(path, command)
+    _append_versions(path)
+  except OSError as e:
+    raise ValueError(f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
+                     'give a directory that you may write to') from None
+  return RunDir(path, config, fingerprint, resumed, lock)
+
+
+def read_config(workdir: Any) -> dict[str, Any]:
+  """The resolved config of a run directory; raises ValueError when it is not one."""
+  path = pathlib.Path(workdir) / 'config.json'
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as e:
+    raise ValueError(f'{str(workdir)!r} is not a run directory of lmjax: {path} cannot be read ({e})') from None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'model': {'width': 8}} -> {'model.width': 8}."""
+  out = {}
+  for k, v in config.items():
+    out |= flatten(v, f'{prefix}{k}.') if isinstance(v, Mapping) and v else {f'{prefix}{k}': v}
+  return out
+
+
+# ------------------------------------------------------------------ checks
+
+
+def _local(workdir: Any) -> pathlib.Path:
+  text = os.fspath(workdir)
+  if not text:
+    raise ValueError('workdir is empty; give a directory, as in --workdir=runs/first')
+  if '://' in text:
+    raise ValueError(f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount')
+  path = pathlib.Path(text).expanduser().absolute()
+  for p in (path, *path.parents):
+    if p.exists():
+      if not p.is_dir():
+        raise ValueError(f'workdir {text!r}: {str(p)!r} is a file; give a directory')
+      break
+  return path
+
+
+def _check_free(path: pathlib.Path) -> None:
+  taken = [n for n in FILES if os.path.lexists(path / n)]
+  if taken:
+    raise ValueError(f'workdir {str(path)!r} holds {", ".join(taken)} but no lmjax run (no fingerprint.txt); '
+                     'nothing is overwritten: give another --workdir')
+
+
+def _check_same(path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]) -> None:
+  old = (path / 'fingerprint.txt').read_text(encoding='utf-8').strip()
+  if old == fingerprint or force:
+    return
+  changed = _differences(path, config, ignore)
+  what = '; '.join(changed[:_SHOWN]) or f'no key differs, but the fingerprint is {old} there and {fingerprint} here'
+  more = f'; and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''
+  raise ValueError(f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. Give another --workdir, '
+                   f'or start from that run with --config.init_from={path}')
+
+
+def _differences(path: pathlib.Path, config: dict, ignore: Sequence[str]) -> list[str]:
+  if not (path / 'config.json').exists():
+    return []
+  old, new = flatten(read_config(path)), flatten(config)
+  keys = [k for k in sorted(old.keys() | new.keys())
+          if old.get(k, _ABSENT) != new.get(k, _ABSENT) and not any(k == i or k.startswith(f'{i}.') for i in ignore)]
+  return [f'{k} is {_value(old, k)} there and {_value(new, k)} here' for k in keys]
+
+
+def _value(flat: Mapping[str, Any], key: str) -> str:
+  text = repr(flat[key]) if key in flat else 'absent'
+  return text if len(text) <= 200 else f'{text[:197]}...'
+
+
+def _lock(path: pathlib.Path) -> Any:
+  """Holds the directory for this process; file systems without locks are accepted as they are."""
+  try:
+    import fcntl
+  except ImportError:
+    return None
+  me = f'process {os.getpid()} on {socket.gethostname()}'
+  file = open(path / '.lock', 'a+', encoding='utf-8')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    holder = file.read().strip()
+    file.close()
+    if holder != me:
+      raise ValueError(f'workdir {str(path)!r} is in use by {holder or "another process"}; '
+                       'stop it or give another --workdir') from None
+    return None
+  except OSError:
+    return file
+  file.truncate(0)
+  file.write(me)
+  file.flush()
+  return file
+
+
+# ------------------------------------------------------------------ records
+
+
+def _write_identity(path: pathlib.Path, config: dict, fingerprint: str) -> dict:
+  """Writes fingerprint and config where they are missing or were forced to change; returns the config that counts."""
+  mark, file = path / 'fingerprint.txt', path / 'config.json'
+  forced = mark.exists() and mark.read_text(encoding='utf-8').strip() != fingerprint
+  if forced and file.exists():
+    n = next(n for n in range(1, 10**6) if not (path / f'config.{n}.json').exists())
+    file.rename(path / f'config.{n}.json')
+  if forced or not mark.exists():
+    _write(mark, fingerprint + '\n')
+  if not file.exists():
+    _write(file, json.dumps(config, indent=2) + '\n')
+  return read_config(path)
+
+
+def _append_command(path: pathlib.Path, command: Sequence[str] | None) -> None:
+  now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+  with open(path / 'command.txt', 'a', encoding='utf-8') as f:
+    f.write(f'{now}  {shlex.join(command or [sys.executable, *sys.orig_argv[1:]])}\n')
+
+
+def _append_versions(path: pathlib.Path) -> None:
+  file, now = path / 'versions.json', versions()
+  try:
+    past = json.loads(file.read_text(encoding='utf-8')) if file.exists() else []
+  except ValueError:
+    past = [{'unreadable': file.read_text(encoding='utf-8', errors='replace')}]
+  if not past or {k: v for k, v in past[-1].items() if k != 'time'} != now:
+    time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+    _write(file, json.dumps([*past, {'time': time, **now}], indent=2) + '\n')
+
+
+def versions() -> dict[str, Any]:
+  """Software, device and commit, each None where unknown."""
+  import jax
+  out: dict[str, Any] = {'python': platform.python_version()} | {p: _version(p) for p in PACKAGES}
+  devices = jax.devices()
+  return out | {'platform': platform.platform(), 'backend': devices[0].platform, 'device': devices[0].device_kind,
+                'devices': len(devices), 'processes': jax.process_count(), 'host': socket.gethostname(),
+                'cpus': os.cpu_count()} | _commit(pathlib.Path(__file__).parent)
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _commit(folder: pathlib.Path) -> dict[str, Any]:
+  """Commit of the checkout that holds this code, and whether tracked files were changed; an installed copy has none."""
+  def git(*args):
+    return subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=10, check=True).stdout
+  try:
+    git('ls-files', '--error-unmatch', '__init__.py')  # another repository may surround an installed copy
+    return {'commit': git('rev-parse', 'HEAD').strip(),
+            'dirty': bool(git('status', '--porcelain', '--untracked-files=no').strip())}
+  except (OSError, subprocess.SubprocessError):
+    return {'commit': None, 'dirty': None}
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(text, encoding='utf-8')
+  partial.replace(path)
