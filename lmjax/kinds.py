@@ -108,7 +108,10 @@ class Mixer(Protocol):
   def __call__(self, x_BTD, ctx: Ctx, cache: Any = None) -> tuple[jax.Array, Any, Aux]: ...
 
   def init_cache(self, kind: Any, batch: int, length: int, width: int, dtype) -> Any:
-    """An empty cache for `length` tokens; `kind` is the cache part."""
+    """An empty cache for `length` tokens; `kind` is the cache part (`nn.nowrap`)."""
+
+  def mixing_flops(self, width: int, length: int) -> tuple[float, float]:
+    """Forward FLOPs per token beyond its matrices: over all pairs of positions, and over the allowed ones (`nn.nowrap`)."""
 
 
 class Ffn(Protocol):
@@ -211,12 +214,16 @@ class Cache(Protocol):
 
 
 class Loss(NamedTuple):
-  """Sums, never means: the step divides once by all weights. `metrics` maps a name to (sum, weight)."""
+  """Sums, never means: the step divides once by all weights. `metrics` maps a name to (sum, weight).
+
+  `rows` is (negative log-likelihood, weight) of each row, for standard errors, or None where rows do not stand alone.
+  """
 
   sum: jax.Array
   weight: jax.Array
   metrics: dict[str, tuple[jax.Array, jax.Array]]
   vars: Any
+  rows: tuple[jax.Array, jax.Array] | None = None
 
 
 class Objective(Protocol):

@@ -29,7 +29,7 @@ def cross_entropy(outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label
   nll = lse(z) - z[target]; objective = (1 - s) nll + s mean_v(lse(z) - z_v) + z_loss lse(z)^2, with smoothing s.
 
   Returns:
-    (objective sum, {'nll': ..., 'accuracy': ..., 'z': ...} sums).
+    (objective sum, {'nll': ..., 'accuracy': ...} sums, nll of each row (B,)).
   """
   z_BTV = embedding.logits(outputs)
   lse_BT = jax.nn.logsumexp(z_BTV, axis=-1)
@@ -46,14 +46,16 @@ def cross_entropy(outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label
   hits_BT = (right_BT >= jnp.max(z_BTV, axis=-1)).astype(jnp.float32)
   def total(x_BT):
     return jnp.sum(jnp.where(w > 0, x_BT, 0.0) * w)
-  return total(loss_BT), dict(nll=total(nll_BT), nll_squares=total(jnp.square(nll_BT)), accuracy=total(hits_BT))
+  rows_B = jnp.sum(jnp.where(w > 0, nll_BT, 0.0) * w, axis=-1)
+  return total(loss_BT), dict(nll=rows_B.sum(), accuracy=total(hits_BT)), rows_B
 
 
-def finish(loss_sum, sums, weight, outputs, vars) -> kinds.Loss:
+def finish(loss_sum, sums, rows_B, weights_BT, outputs, vars) -> kinds.Loss:
   """Adds the parts' own losses, weighted like tokens, and names the metrics."""
+  weight = jnp.sum(weights_BT)
   metrics = {k: (v, weight) for k, v in sums.items()}
   for key, value in outputs.aux.items():
     metrics[key] = (value * weight, weight)
     if key.startswith('loss/'):
       loss_sum = loss_sum + value * weight
-  return kinds.Loss(loss_sum, weight, metrics, vars)
+  return kinds.Loss(loss_sum, weight, metrics, vars, (rows_B, jnp.sum(weights_BT, axis=-1)))

@@ -38,9 +38,9 @@ class Clm:
     tokens, segments, positions = self._inputs(batch)
     outputs, vars = _common.run(self.model, params, vars, tokens, segments, positions, rng, train)
     w_BT = self.weights(batch)
-    total, sums = _common.cross_entropy(outputs, batch['tokens'][:, 1:], w_BT, z_loss=self.z_loss,
-                                        label_smoothing=self.label_smoothing)
-    return _common.finish(total, sums, w_BT.sum(), outputs, vars)
+    total, sums, rows_B = _common.cross_entropy(outputs, batch['tokens'][:, 1:], w_BT, z_loss=self.z_loss,
+                                                label_smoothing=self.label_smoothing)
+    return _common.finish(total, sums, rows_B, w_BT, outputs, vars)
 
   @staticmethod
   def weights(batch):

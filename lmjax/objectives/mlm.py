@@ -58,5 +58,5 @@ class Mlm:
     hide, drop = jax.random.split(rng)
     tokens, w_BT = self.corrupt(batch['tokens'], batch['segments'], hide)
     outputs, vars = _common.run(self.model, params, vars, tokens, batch['segments'], batch['positions'], drop, train)
-    total, sums = _common.cross_entropy(outputs, batch['tokens'], w_BT)
-    return _common.finish(total, sums, w_BT.sum(), outputs, vars)
+    total, sums, rows_B = _common.cross_entropy(outputs, batch['tokens'], w_BT)
+    return _common.finish(total, sums, rows_B, w_BT, outputs, vars)

@@ -67,6 +67,17 @@ class Gqa(nn.Module):
     return kind.obj(batch=batch, length=length, heads=kv_heads, head_dim=self.head_dim, dtype=dtype,
                     window=self.window, **dict(kind.args))
 
+  @nn.nowrap
+  def mixing_flops(self, width, length):
+    """q.k and weights.v: 4 x heads x head_dim FLOPs a pair; a token pairs with `length` keys, or those the mask allows."""
+    heads, _ = self.sizes(width)
+    reach = min(self.window or length, length)
+    if self.causal:  # token t sees min(t + 1, reach) keys
+      allowed = (reach * (reach + 1) / 2 + (length - reach) * reach) / length
+    else:
+      allowed = min(length, 2 * reach - 1) if self.window else length
+    return 4.0 * heads * self.head_dim * length, 4.0 * heads * self.head_dim * allowed
+
   @nn.compact
   def __call__(self, x_BTD, ctx, cache=None):
     if ctx.memory is not None:

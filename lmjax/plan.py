@@ -1,0 +1,58 @@
+"""--plan: what a config would compute, from shapes alone; no array is made."""
+
+import math
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from lmjax import build as build_lib
+from lmjax import flops as flops_lib
+
+
+def nbytes(tree) -> int:
+  return sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+
+
+def size(n: float, unit: str = 'B') -> str:
+  for prefix in ('', 'k', 'M', 'G', 'T', 'P'):
+    if abs(n) < 1000 or prefix == 'P':
+      return f'{n:.4g} {prefix}{unit}'
+    n /= 1000
+
+
+def show(resolved: dict) -> int:
+  """Prints parameters by group, FLOPs, bytes and the batch. Raises ValueError naming what does not fit together."""
+  run = build_lib.build(resolved)
+  console = Console(soft_wrap=True, highlight=False)
+  shapes = Table('parameter', 'shape', 'axes', 'count', box=None)
+  facts = jax.tree_util.tree_leaves_with_path(run.facts['params'], is_leaf=lambda x: hasattr(x, 'names'))
+  for (path, fact), s in zip(facts, jax.tree.leaves(run.shapes['params'])):
+    shapes.add_row('/'.join(k.key for k in path), str(s.shape), ', '.join(str(n or '-') for n in fact.names),
+                   f'{math.prod(s.shape):,}')
+  console.print(shapes)
+  groups = Table('group', 'parameters', box=None)
+  for name, n in build_lib.counts(run).items():
+    groups.add_row(name, f'{n:,}')
+  console.print(groups)
+
+  f, tokens = flops_lib.per_token(run), resolved['batch_tokens']
+  state = run.state_shapes
+  rows = run.rows // resolved['micro_batches']
+  hidden = rows * run.length * run.model.width * jax.numpy.dtype(run.model.dtype).itemsize
+  lines = {
+      'batch': f'{run.rows} rows x {run.length} tokens = {tokens:,} tokens, in {resolved["micro_batches"]} micro-batches',
+      'run': f'{resolved["steps"]:,} steps, {resolved["steps"] * tokens:,} tokens',
+      'FLOPs per token (forward + backward)': f'{size(f.step_full, "FLOP")} with all pairs of positions, '
+                                              f'{size(f.step_causal, "FLOP")} with the allowed ones',
+      'FLOPs of the run': f'{size(f.step_full * tokens * resolved["steps"], "FLOP")} / '
+                          f'{size(f.step_causal * tokens * resolved["steps"], "FLOP")}',
+      'parameters': size(nbytes(state.params)),
+      'optimizer state': size(nbytes(state.opt)),
+      'gradients': size(nbytes(state.params)),
+      'residual stream of one micro-batch, all layers': size(hidden * run.model.depth),
+      'logits of one micro-batch (float32)': size(4 * rows * run.length * run.tokenizer.vocab_size),
+  }
+  for key, value in lines.items():
+    console.print(f'{key}: {value}', markup=False)
+  return 0
