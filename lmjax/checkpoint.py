@@ -197,8 +197,7 @@ class Checkpointer:
     body = _from_primary(lambda: self._trusted(step, described))
     args = {k: _restore_args(wanted[k], body['leaves'][k]) for k in wanted}
     out = self._load(step, _nest(args), partial=False, cursor=ocp.args.JsonRestore())
-    flat = manifest.named_leaves(out.state)
-    leaves = [_opened(flat[k], body['leaves'][k]) for k in wanted]
+    leaves = [_opened(_find(out.state, k), body['leaves'][k]) for k in wanted]
     self._mine.add(step)
     return jax.tree.unflatten(jax.tree.structure(like), leaves), dict(out.cursor)
 
@@ -217,11 +216,9 @@ class Checkpointer:
       raise ValueError(f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; it has {", ".join(sorted(top))}')
     chosen = [k for k in body['leaves'] if not only or k.split('/')[0] in only]
     args = _nest({k: ocp.RestoreArgs(restore_type=np.ndarray) for k in chosen})
-    flat = manifest.named_leaves(self._load(step, args, partial=bool(only)).state) if chosen else {}
-    for name in body['empty']:
-      if not only or name.split('/')[0] in only:
-        flat[name] = {}
-    return _nest(flat)
+    found = self._load(step, args, partial=bool(only)).state if chosen else {}
+    empty = {k: {} for k in body['empty'] if not only or k.split('/')[0] in only}
+    return _nest({k: _find(found, k) for k in chosen} | empty, key=manifest.plain_key)
 
   def _load(self, step: int, restore_args: Any, *, partial: bool, **more: Any) -> Any:
     args = ocp.args.PyTreeRestore(item=restore_args, restore_args=restore_args, partial_restore=partial)
@@ -283,10 +280,16 @@ def _best(found: Mapping[int, dict], key: str | None) -> int | None:
   return min(scored)[1] if scored else None
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _find(tree: Mapping[str, Any], name: str) -> Any:
+  for key in name.split('/'):
+    tree = tree[key]
+  return tree
+
+
+def _nest(flat: Mapping[str, Any], *, key: Any = str) -> dict[str, Any]:
   out: dict[str, Any] = {}
   for name, value in flat.items():
-    *parents, last = name.split('/')
+    *parents, last = map(key, name.split('/'))
     node = out
     for p in parents:
       node = node.setdefault(p, {})

@@ -51,6 +51,11 @@ def _key_text(key: Any) -> str:
   return text.replace('%', '%25').replace('/', '%2F') or '%'
 
 
+def plain_key(text: str) -> str:
+  """A key as it was before it became part of a name."""
+  return '' if text == '%' else text.replace('%2F', '/').replace('%25', '%')
+
+
 def empties(tree: Any) -> list[str]:
   """Paths of the dictionaries without any leaf below them, so that `{}` survives a read without classes."""
   out = []

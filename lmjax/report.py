@@ -125,7 +125,7 @@ def _numbers(run: Run) -> list[tuple[str, Any]]:
   if facts['train_loss'] is not None:
     out.append(('last training loss', f'{facts["train_loss"]:.4f}'))
   if facts['tokens_per_second'] is not None:
-    out.append(('tokens per second', f'{facts["tokens_per_second"]:,.0f}'))
+    out.append(('tokens/s', f'{facts["tokens_per_second"]:,.0f}'))
   if facts['data_wait'] is not None:
     out.append(('data wait', f'{100 * facts["data_wait"]:.2g}%'))
   return out

@@ -30,9 +30,9 @@ class State:
 
 def init_state(variables, tx) -> State:
   """The first state from unboxed variables."""
-  zero = jnp.zeros((), jnp.int32)
   rest = {k: v for k, v in variables.items() if k != 'params'}
-  return State(zero, zero, variables['params'], rest, tx.init(variables['params']))
+  # Two arrays, not one twice: the step donates both.
+  return State(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), variables['params'], rest, tx.init(variables['params']))
 
 
 def accumulate(objective, params, vars, batch, rng, micro: int):
