@@ -31,6 +31,7 @@ def get_config(size='124M'):
   if size == 'tiny':
     c.steps, c.batch_tokens = 500, 4096
     return c
+  m.vocab = 50_257
   m.dtype, m.remat = 'bfloat16', 'names(mixer_out, ffn_out)'
   c.data.length, c.batch_tokens, c.micro_batches = 1024, 491_520, 8
   c.steps, c.schedule = 600_000, 'cosine(warmup=2000, end=0.1)'

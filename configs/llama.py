@@ -25,6 +25,7 @@ class Size:
   length: int
   lr: float
   tied: bool = False
+  vocab: int = 32_000
   rope: str = 'rope()'
 
 
@@ -33,9 +34,9 @@ SIZES = {
     'tiny': Size(128, 4, 4, 2, 352, 128, 2e-3, tied=True),
     '15M': Size(288, 6, 6, 6, 768, 256, 5e-4, tied=True),
     '160M': Size(768, 12, 12, 12, 2048, 1024, 6e-4),
-    '1B': Size(2048, 16, 32, 8, 8192, 8192, 3e-4, tied=True, rope=LLAMA3.format(32.0)),
+    '1B': Size(2048, 16, 32, 8, 8192, 8192, 3e-4, tied=True, vocab=128_256, rope=LLAMA3.format(32.0)),
     '7B': Size(4096, 32, 32, 32, 11008, 4096, 3e-4),
-    '8B': Size(4096, 32, 32, 8, 14336, 8192, 3e-4, rope=LLAMA3.format(8.0)),
+    '8B': Size(4096, 32, 32, 8, 14336, 8192, 3e-4, vocab=128_256, rope=LLAMA3.format(8.0)),
 }
 
 
@@ -54,6 +55,7 @@ def get_config(size='tiny'):
   if size == 'tiny':
     c.steps, c.batch_tokens = 500, 4096
     return c
+  m.vocab = s.vocab
   m.dtype, m.remat = 'bfloat16', 'full'
   c.batch_tokens = 4_194_304 if s.depth > 12 else 524_288
   c.micro_batches = 4

@@ -106,7 +106,11 @@ def build(resolved: dict) -> Run:
   c, m, d = resolved, resolved['model'], resolved['data']
   tok = tokenizer(c)
   rows = batch_rows(c)
-  model = _named('model', lambda: model_lib.resolve(m, tok.vocab_size, d['length']))
+  vocab = m['vocab'] or tok.vocab_size
+  if vocab < tok.vocab_size:
+    raise ConfigError(f'config.model.vocab={vocab}: config.data.tokenizer={d["tokenizer"]!r} has {tok.vocab_size} ids; '
+                      'give at least that, or 0 to follow it')
+  model = _named('model', lambda: model_lib.resolve(m, vocab, d['length']))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
   lookahead = objective_part.fact('lookahead')

@@ -187,7 +187,7 @@ class Checkpointer:
 
     Args:
       like: a tree of `jax.ShapeDtypeStruct` or arrays. A leaf's sharding decides where it goes, whatever mesh it was
-        saved on; without one it goes to the first local device.
+        saved on; without one it goes to the first local device. 64-bit values stay NumPy arrays where JAX has 32 bits.
 
     Raises:
       ValueError: a file is damaged (named), or an array's presence, shape or dtype differs (path and both values named).
@@ -298,13 +298,15 @@ def _nest(flat: Mapping[str, Any], *, key: Any = str) -> dict[str, Any]:
 
 
 def _storable(leaf: Any) -> Any:
-  """What orbax can store: typed keys as their data; host arrays copied, as the caller may change them meanwhile."""
+  """What orbax can store: typed keys as their data, numbers as arrays (it copies host arrays before it returns)."""
   if manifest.is_key(leaf):
     return jax.random.key_data(leaf)
-  return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
-def _restore_args(leaf: Any, entry: Mapping[str, Any]) -> ocp.ArrayRestoreArgs:
+def _restore_args(leaf: Any, entry: Mapping[str, Any]) -> ocp.RestoreArgs:
+  if 'impl' not in entry and jax.dtypes.canonicalize_dtype(entry['dtype']) != np.dtype(entry['dtype']):
+    return ocp.RestoreArgs(restore_type=np.ndarray)  # 64 bits would be cut to 32: they stay on the host
   sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shape = None if 'impl' in entry else tuple(entry['shape'])
   return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)

@@ -42,6 +42,7 @@ def default() -> ConfigDict:
   c.model.width = 128
   c.model.depth = 4  # layers; not used where `stack` is set
   c.model.stack = ''  # e.g. 'full + (local, full)*3', names from `blocks`
+  c.model.vocab = 0  # rows of the embedding; 0 = the tokenizer's
   c.model.embed = 'tied()'
   c.model.position = 'rope()'
   c.model.embed_norm = ''  # '' = none
@@ -119,7 +120,7 @@ RANGES = {
     'peak_lr': (0, None), 'log_every': (1, None), 'checkpoint_every': (0, None), 'keep_last': (1, None),
     'keep_every': (0, None), 'data.length': (1, None), 'data.threads': (1, 256), 'data.prefetch': (1, None),
     'eval.every': (0, None), 'eval.batches': (0, None), 'sample.every': (0, None), 'sample.tokens': (0, None),
-    'model.width': (1, None), 'model.depth': (1, None), 'model.unroll': (1, None), 'model.cap': (0, None),
+    'model.vocab': (0, None), 'model.width': (1, None), 'model.depth': (1, None), 'model.unroll': (1, None), 'model.cap': (0, None),
     'model.dropout': (0, 1),
 }
 

@@ -16,9 +16,8 @@ import os
 import sys
 import time
 
-
 STARTED = time.monotonic()
-EXIT_USER, EXIT_STOPPED = 2, 75  # 75: EX_TEMPFAIL, start the same command again
+EXIT_USER = 2
 
 
 def parse(argv: list[str]):
@@ -58,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
   parser, flags, overrides = parse(sys.argv[1:] if argv is None else argv)
   try:
     return run(parser, flags, overrides)
+  except BrokenPipeError:  # `--list | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except ValueError as e:  # what the user gave cannot be used; everything else is our fault and keeps its traceback
     if os.environ.get('LMJAX_TRACEBACK'):
       raise

@@ -25,6 +25,8 @@ def show(resolved: dict) -> int:
   """Prints parameters by group, FLOPs, bytes and the batch. Raises ValueError naming what does not fit together."""
   run = build_lib.build(resolved)
   console = Console(soft_wrap=True, highlight=False)
+  if not console.is_terminal:
+    console = Console(soft_wrap=True, highlight=False, width=200)
   shapes = Table('parameter', 'shape', 'axes', 'count', box=None)
   facts = jax.tree_util.tree_leaves_with_path(run.facts['params'], is_leaf=lambda x: hasattr(x, 'names'))
   for (path, fact), s in zip(facts, jax.tree.leaves(run.shapes['params'])):
@@ -51,7 +53,7 @@ def show(resolved: dict) -> int:
       'optimizer state': size(nbytes(state.opt)),
       'gradients': size(nbytes(state.params)),
       'residual stream of one micro-batch, all layers': size(hidden * run.model.depth),
-      'logits of one micro-batch (float32)': size(4 * rows * run.length * run.tokenizer.vocab_size),
+      'logits of one micro-batch (float32)': size(4 * rows * run.length * run.model.vocab),
   }
   for key, value in lines.items():
     console.print(f'{key}: {value}', markup=False)

@@ -70,7 +70,6 @@ def _train(run: build_lib.Run, path: rundir.RunDir, mesh, started: float) -> int
       if stop.signal is None and c['eval']['tasks']:
         score(run, state.params, state.vars, c['eval']['tasks'], tracker, int(state.step))
   finally:
-    feed.close()
     if c['report']:
       _report(path.path)
   if stop.signal is not None:

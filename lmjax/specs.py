@@ -225,8 +225,9 @@ def _rewrite(calls: dict[str, Call], path: list[str], value: Any, text: str) -> 
     args[rest[0]] = value
   else:
     inner = args.get(rest[0])
-    if not isinstance(inner, (Call, tuple)) or isinstance(inner, tuple) and not inner:
-      raise SpecError(f'{".".join(rest)}: {found.name}.{rest[0]} is {inner!r}, not a part')
+    is_part = isinstance(inner, Call) or isinstance(inner, tuple) and inner and all(isinstance(v, Call) for v in inner)
+    if not is_part:
+      raise SpecError(f'{".".join(path)}: no part {rest[0]!r} in {text!r}, which has {", ".join(calls)}')
     nested = label(list(inner) if isinstance(inner, tuple) else [inner])
     new = tuple(_rewrite(nested, rest[1:], value, text).values())
     args[rest[0]] = new if isinstance(inner, tuple) else new[0]

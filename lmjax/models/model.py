@@ -27,6 +27,7 @@ class Model:
   segments: tuple[specs.Segment, ...]
   blocks: tuple[tuple[str, Part], ...]
   embed: Part
+  position: Part
   final_norm: Part | None
   embed_norm: Part | None
   scheme: Scheme
@@ -90,9 +91,10 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
   stack = segments(m)
   depth = sum(len(s.pattern) * s.repeats for s in stack)
   compute = dtype('model.dtype', m['dtype'])
+  position = make('position', m['position'], length=length)
   scheme = Scheme(
       init=make('init', m['init'], depth=depth, width=m['width'])(), linear=make('linear', m['linear']),
-      position=make('position', m['position'], length=length)(parent=None),
+      position=position(parent=None),
       param_dtype=dtype('model.param_dtype', m['param_dtype']))
   blocks = []
   for name, b in m['blocks'].items():
@@ -101,6 +103,7 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
   return Model(
       width=m['width'], vocab=vocab, length=length, segments=stack, blocks=tuple(blocks),
       embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute),
+      position=position,
       final_norm=make('norm', m['final_norm']) if m['final_norm'] else None,
       embed_norm=make('norm', m['embed_norm']) if m['embed_norm'] else None,
       scheme=scheme, dtype=compute, unroll=m['unroll'], remat=m['remat'], cap=m['cap'] or None,

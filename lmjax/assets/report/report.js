@@ -26,13 +26,11 @@
     return String(+v.toPrecision(5));
   }
 
-  function clock(s) {
-    if (s == null) return '--';
-    if (s < 120) return compact(Math.round(s * 10) / 10) + ' s';
-    return s < 7200 ? compact(Math.round(s / 6) / 10) + ' min' : compact(Math.round(s / 36) / 100) + ' h';
-  }
-
-  const showX = (v) => (state.axis === 'seconds' ? clock(v) : v == null ? '--' : compact(v));
+  // One unit for the whole time axis, by the longest run.
+  const longest = Math.max(0, ...runs.map((r) => r.train.seconds[r.train.seconds.length - 1] || 0));
+  const [unit, unitSeconds] = longest < 180 ? ['s', 1] : longest < 10800 ? ['min', 60] : ['h', 3600];
+  const scaleX = (v) => (state.axis === 'seconds' ? v / unitSeconds : v);
+  const showX = (v) => compact(v) + (state.axis === 'seconds' && v != null ? ' ' + unit : '');
 
   // Exponential average, corrected for its start, so that the first values are not pulled to zero.
   function smoothed(ys, a) {
@@ -53,7 +51,7 @@
       if (!xs || !ys || !xs.some((x) => x != null)) return;
       const keep = xs.map((x, i) => i).filter((i) => xs[i] != null);
       const y = keep.map((i) => (state.log && spec.loss && !(ys[i] > 0) ? null : ys[i]));
-      out.push({ x: keep.map((i) => xs[i]), y, ...look });
+      out.push({ x: keep.map((i) => scaleX(xs[i])), y, ...look });
     };
     runs.forEach((run, i) => {
       const t = run.train, ys = t[spec.key], name = many ? run.name + ' ' : '';
@@ -91,7 +89,7 @@
       legend: { markers: { width: 0, fill: (u, i) => u.series[i].stroke(u, i) } },
       axes: [
         { ...axis, space: 64, size: 36, values: (u, vs) => vs.map(showX) },
-        { ...axis, size: 56, values: (u, vs) => vs.map((v) => (v == null ? '' : compact(v))) },
+        { ...axis, size: 62, values: (u, vs) => vs.map((v) => (v == null ? '' : compact(v))) },
       ],
       series: [{ label: AXES[state.axis], value: (u, v) => showX(v) },
         ...lines.map((l) => ({ label: l.label.trim() || spec.key, stroke: l.stroke, width: l.width, dash: l.dash, spanGaps: true,

@@ -25,7 +25,7 @@ class Transformer(nn.Module):
     m = self.model
     ctx = ctx.replace(scheme=m.scheme)
     x, unembed, bias = m.embed(name='embed')(tokens_BT, ctx)
-    x = m.scheme.position.clone(name='position')(x, ctx)
+    x = m.position(name='position')(x, ctx)
     if m.embed_norm is not None:
       x = m.embed_norm(name='embed_norm')(x, ctx)
     if m.dropout:

@@ -1,0 +1,271 @@
+"""Training step on the CPU: lmjax against PyTorch, the same tiny GPT, in one interleaved run.
+
+command: python experiments/perf/cpu_step.py
+
+The model: 4 layers, width 256, 4 heads of 64, T = 256, bytes, float32, RMS norm, GELU (tanh) of 1024, learned positions, tied
+embeddings, AdamW, 16 rows a step. lmjax runs its real step: documents masked, norms and metrics computed, and the guard against updates that are
+not finite; PyTorch runs forward, backward and a `foreach` AdamW, eager and under torch.compile, and does none of those three.
+
+Every contestant is a live process. They take turns, a few steps each, so that whatever else the machine does hits all alike: only ratios
+between turns of one round, and CPU seconds, mean anything; tokens a second hold for this machine at this hour.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+LAYERS, WIDTH, HEADS, LENGTH, HIDDEN = 4, 256, 4, 256, 1024
+VOCAB = 260  # the byte tokenizer: 256 bytes and four special ids
+CONTESTANTS = ('lmjax', 'lmjax-scan', 'torch-eager', 'torch-compile')
+BASE = 'torch-compile'
+
+
+# ------------------------------------------------------------------ the contestants
+
+
+def lmjax_step(kind: str, rows: int, overrides):
+  """(one(): runs a step and returns the loss as a device value, parameters)."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+  import jax
+  import numpy as np
+  from lmjax import build, config
+  settings = {
+      'steps': '1000000', 'batch_tokens': str(rows * LENGTH), 'data.length': str(LENGTH), 'peak_lr': '1e-3',
+      'optim': 'adam(b2=0.999) | decay(rate=1e-4)', 'model.width': str(WIDTH), 'model.depth': str(LAYERS),
+      'model.position': 'learned()', 'model.mixer': f'gqa(head_dim={WIDTH // HEADS})',
+      'model.ffn': f'gelu(hidden={HIDDEN})', 'model.unroll': '1' if kind.endswith('scan') else str(LAYERS)}
+  found = list(settings.items()) + [tuple(o.split('=', 1)) for o in overrides]
+  run = build.build(config.resolve(config.load('quickstart', found)))
+  state = run.init(jax.random.key(0))
+  tokens = np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + run.lookahead)).astype(np.int32)
+  batch = dict(tokens=tokens, segments=np.ones_like(tokens),
+               positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape))
+  batch, key = jax.device_put(batch), jax.random.key(1)
+  step = jax.jit(run.step, donate_argnums=0)
+
+  def one():
+    nonlocal state
+    state, metrics = step(state, batch, key)
+    return metrics['nll'][0] / metrics['nll'][1]
+
+  return one, build.counts(run)['total']
+
+
+def torch_model(torch):
+  nn, F = torch.nn, torch.nn.functional
+
+  class Norm(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x):
+      return F.rms_norm(x, (WIDTH,), self.scale, 1e-6)
+
+  class Block(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.norm_mixer, self.norm_ffn = Norm(), Norm()
+      self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+      self.up, self.down = nn.Linear(WIDTH, HIDDEN, bias=False), nn.Linear(HIDDEN, WIDTH, bias=False)
+
+    def forward(self, x):
+      y, (rows, steps, _) = self.norm_mixer(x), x.shape
+      q, k, v = (f(y).view(rows, steps, HEADS, WIDTH // HEADS).transpose(1, 2) for f in (self.q, self.k, self.v))
+      y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+      x = x + self.out(y.transpose(1, 2).reshape(rows, steps, WIDTH))
+      return x + self.down(F.gelu(self.up(self.norm_ffn(x)), approximate='tanh'))
+
+  class Gpt(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.table, self.position = nn.Embedding(VOCAB, WIDTH), nn.Parameter(torch.empty(LENGTH, WIDTH))
+      self.blocks, self.final_norm = nn.ModuleList(Block() for _ in range(LAYERS)), Norm()
+      for p in self.parameters():
+        if p.dim() == 2:
+          nn.init.normal_(p, std=0.02)
+
+    def forward(self, tokens):
+      x = self.table(tokens) + self.position[:tokens.shape[1]]
+      for block in self.blocks:
+        x = block(x)
+      return self.final_norm(x) @ self.table.weight.T
+
+  return Gpt()
+
+
+def torch_step(kind: str, rows: int, overrides):
+  """(one(): runs a step and returns the loss, parameters)."""
+  del overrides
+  import numpy as np
+  import torch
+  torch.manual_seed(0)
+  torch.set_num_threads(cores())
+  model = torch_model(torch)
+  optim = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, foreach=True)
+  data = torch.from_numpy(np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + 1)))
+
+  def loss_fn(tokens):
+    logits = model(tokens[:, :-1])
+    return torch.nn.functional.cross_entropy(logits.view(-1, VOCAB), tokens[:, 1:].reshape(-1))
+
+  run = torch.compile(loss_fn) if kind == 'torch-compile' else loss_fn
+
+  def one():
+    optim.zero_grad(set_to_none=True)
+    loss = run(data)
+    loss.backward()
+    optim.step()
+    return loss
+
+  return one, sum(p.numel() for p in model.parameters())
+
+
+def worker(kind: str, rows: int, overrides):
+  """Says how it stands, then for each number on standard input runs that many steps and answers with their times."""
+  say = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)  # what libraries print must not mix with the answers
+  begun = time.monotonic()
+  one, size = (lmjax_step if kind.startswith('lmjax') else torch_step)(kind, rows, overrides)
+  float(one())
+  first = time.monotonic() - begun
+  float(one())
+  print(json.dumps(dict(params=size, first_step_s=round(first, 2))), file=say, flush=True)
+  for line in sys.stdin:
+    wall, cpu = time.monotonic(), time.process_time()
+    for _ in range(int(line)):
+      loss = one()
+    loss = float(loss)
+    print(json.dumps(dict(wall=time.monotonic() - wall, cpu=time.process_time() - cpu, loss=loss)), file=say, flush=True)
+
+
+# ------------------------------------------------------------------ the race
+
+
+def cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def start(kind: str, flags):
+  """A live worker and what it said, or (None, why it cannot run)."""
+  if kind.startswith('torch') and importlib.util.find_spec('torch') is None:
+    return None, 'torch is not installed'
+  command = [sys.executable, __file__, '--worker', kind, '--rows', str(flags.rows)]
+  if kind.startswith('lmjax'):
+    command += [f'--set={o}' for o in flags.set]
+  errors = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
+  process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+  line = process.stdout.readline()
+  if not line:
+    errors.seek(0)
+    found = [l for l in errors.read().splitlines() if 'Error' in l] or ['no message']
+    return None, f'it stopped before its first step: {found[-1]}'
+  return process, json.loads(line)
+
+
+def race(flags):
+  """(what each contestant said, why others are missing, its turns round by round)."""
+  live, said, missing = {}, {}, {}
+  with contextlib.ExitStack() as stack:
+    for kind in flags.only or CONTESTANTS:
+      process, answer = start(kind, flags)
+      if process is None:
+        missing[kind] = answer
+        print(f'{kind}: left out, {answer}', flush=True)
+        continue
+      stack.callback(process.wait)
+      stack.callback(process.stdin.close)
+      live[kind], said[kind] = process, answer
+      print(f'{kind}: {answer["params"]:,} parameters, first step after {answer["first_step_s"]} s', flush=True)
+    turns = {kind: [] for kind in live}
+    for n in range(flags.rounds):
+      for kind, process in live.items():
+        process.stdin.write(f'{flags.steps}\n')
+        process.stdin.flush()
+        turns[kind].append(json.loads(process.stdout.readline()))
+      print(f'round {n}: ' + '  '.join(f'{k} {t[-1]["wall"] / flags.steps:.3f} s' for k, t in turns.items()), flush=True)
+  return said, missing, turns
+
+
+def ratio(turns, a: str, b: str, key: str = 'wall'):
+  """How many times faster a is than b: median, smallest and largest of the ratios of each round."""
+  found = [y[key] / x[key] for x, y in zip(turns[a], turns[b])]
+  return dict(median=statistics.median(found), min=min(found), max=max(found))
+
+
+def summary(turns, flags):
+  """Rows of the table: speed of every contestant, and against BASE."""
+  out = {}
+  for kind, found in turns.items():
+    wall = [t['wall'] / flags.steps for t in found]
+    row = dict(tokens_per_second=flags.rows * LENGTH / statistics.median(wall),
+               cpu_seconds_per_step=statistics.median(t['cpu'] / flags.steps for t in found), loss=found[-1]['loss'])
+    if BASE in turns:
+      row |= dict(ratio=ratio(turns, kind, BASE), cpu_ratio=ratio(turns, kind, BASE, 'cpu'))
+    out[kind] = row
+  return out
+
+
+def show(table, turns):
+  print(f'\n{"":14s} tokens/s  CPU-s/step  x {BASE} (min to max)    by CPU time')
+  for kind, row in table.items():
+    line = f'{kind:14s} {row["tokens_per_second"]:8,.0f}  {row["cpu_seconds_per_step"]:10.3f}'
+    if 'ratio' in row:
+      r, c = row['ratio'], row['cpu_ratio']
+      line += f'  {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})          {c["median"]:.2f}'
+    print(line)
+  if 'lmjax' in turns and 'lmjax-scan' in turns:
+    r = ratio(turns, 'lmjax-scan', 'lmjax')
+    print(f'scan (unroll=1) / unrolled: {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})')
+
+
+def versions():
+  out = dict(python=platform.python_version(), machine=platform.machine(), cores=cores(), cpu=cpu_name())
+  for name in ('jax', 'jaxlib', 'flax', 'optax', 'torch'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      out[name] = importlib.metadata.version(name)
+  return out
+
+
+def cpu_name() -> str:
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
+
+
+def main():
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument('--rows', type=int, default=16, help=f'rows of {LENGTH} tokens a step')
+  p.add_argument('--rounds', type=int, default=7)
+  p.add_argument('--steps', type=int, default=4, help='steps of a turn')
+  p.add_argument('--only', nargs='*', choices=CONTESTANTS)
+  p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='an override of the lmjax config')
+  p.add_argument('--out', default=str(pathlib.Path(__file__).with_name('cpu_step.json')), help='results; empty for none')
+  p.add_argument('--worker', help=argparse.SUPPRESS)
+  flags = p.parse_args()
+  if flags.worker:
+    return worker(flags.worker, flags.rows, flags.set)
+  said, missing, turns = race(flags)
+  table = summary(turns, flags)
+  show(table, turns)
+  if flags.out:
+    result = dict(versions=versions(), rows=flags.rows, rounds=flags.rounds, steps=flags.steps, overrides=flags.set,
+                  started=said, missing=missing, table=table, turns=turns)
+    pathlib.Path(flags.out).write_text(json.dumps(result, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,27 @@
+"""Tests run on the CPU with eight simulated devices; both must be said before jax is imported.
+
+Files of real text, tokenizers and checkpoints that some tests compare with lie in the folder that LMJAX_TEST_DATA names.
+"""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+assert 'jax' not in sys.modules, 'jax was imported before tests/conftest.py could say how many devices to simulate'
+sys.path.insert(0, str(pathlib.Path(__file__).parent / 'contracts'))  # for `_table`
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def test_data() -> pathlib.Path:
+  """The folder of test data; skips where it is not given."""
+  folder = os.environ.get('LMJAX_TEST_DATA', '')
+  if not folder:
+    pytest.skip('LMJAX_TEST_DATA is not set: it names the folder of test data')
+  path = pathlib.Path(folder)
+  assert path.is_dir(), f'LMJAX_TEST_DATA={folder} is not a folder'
+  return path

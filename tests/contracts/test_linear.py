@@ -1,0 +1,106 @@
+"""The contract of linear parts: the map equals its dense materialisation, its bias is added once, gradients reach every parameter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import _table
+from lmjax import registry
+
+SHAPES = {
+    'matrix': ((('embed', 6),), (('mlp', 5),)),
+    'heads': ((('embed', 6),), (('heads', 2), ('head_dim', 3))),
+    'out': ((('heads', 2), ('head_dim', 3)), (('embed', 5),)),
+    'square': ((('embed', 6),), (('mlp', 6),)),
+}
+each = pytest.mark.parametrize('spec', _table.SPECS['linear'])
+shapes = pytest.mark.parametrize('shape', SHAPES)
+biases = pytest.mark.parametrize('bias', [False, True])
+
+
+@functools.cache
+def instance(spec, shape, bias, role='hidden'):
+  ins, outs = SHAPES[shape]
+  module = registry.make('linear', spec)(ins=ins, outs=outs, role=role, scheme=_table.scheme(), bias=bias, parent=None)
+  boxed = _table.abstract(module, jnp.ones((2, 3, *(n for _, n in ins))))
+  return module, boxed, _table.values(boxed)
+
+
+def sizes(shape):
+  ins, outs = SHAPES[shape]
+  return tuple(n for _, n in ins), tuple(n for _, n in outs)
+
+
+def materialised(module, variables, shape):
+  """(matrix of shape ins + outs, bias of shape outs), read off the map itself."""
+  ins, outs = sizes(shape)
+  n = int(np.prod(ins))
+  offset = module.apply(variables, jnp.zeros((1, 1, *ins)))[0, 0]
+  columns = module.apply(variables, jnp.eye(n).reshape(1, n, *ins))[0] - offset
+  return np.asarray(columns).reshape(*ins, *outs), np.asarray(offset)
+
+
+def test_no_part_is_missing():
+  assert not _table.uncovered('linear')
+
+
+@each
+@shapes
+@biases
+def test_equals_its_dense_materialisation(spec, shape, bias):
+  module, _, variables = instance(spec, shape, bias)
+  ins, outs = sizes(shape)
+  matrix, offset = materialised(module, variables, shape)
+  x = _table.normal(2, 3, *ins, seed=5)
+  flat = np.asarray(x, np.float64).reshape(6, -1) @ matrix.reshape(np.prod(ins), -1)
+  _table.close(module.apply(variables, x), flat.reshape(2, 3, *outs) + offset, 1e-5)
+  assert np.any(offset != 0) == bias
+
+
+@shapes
+@biases
+def test_dense_is_the_matrix_and_the_bias_themselves(shape, bias):
+  module, _, variables = instance('dense()', shape, bias)
+  matrix, offset = materialised(module, variables, shape)
+  _table.close(matrix, variables['params']['kernel'], 1e-5)
+  if bias:
+    _table.close(offset, variables['params']['bias'], 1e-6)
+
+
+@each
+@shapes
+@biases
+def test_the_gradient_reaches_every_parameter(spec, shape, bias):
+  module, _, variables = instance(spec, shape, bias)
+  x = _table.normal(2, 3, *sizes(shape)[0], seed=5)
+  grads = jax.grad(lambda v: jnp.sum(jnp.sin(module.apply(v, x))))(variables)
+  for path, g in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.all(np.asarray(g) != 0), jax.tree_util.keystr(path)
+
+
+@each
+@shapes
+@pytest.mark.parametrize('role', ['hidden', 'residual'])
+def test_facts_name_the_axes_and_the_role(spec, shape, role):
+  ins, outs = SHAPES[shape]
+  leaves = _table.check_facts(instance(spec, shape, True, role)[1])
+  matrices = [l.fact for l in leaves if l.fact.is_matrix]
+  assert matrices and all(f.role == role for f in matrices)
+  assert any(f.role == 'bias' for f in (l.fact for l in leaves))
+  for name, _ in ins + outs:
+    assert any(name in f.names for f in matrices), name
+  for name, _ in ins:
+    assert any(name in f.inputs for f in matrices), name
+
+
+@each
+@shapes
+def test_the_result_has_the_dtype_of_the_input(spec, shape):
+  module, _, variables = instance(spec, shape, True)
+  x = _table.normal(2, 3, *sizes(shape)[0], seed=5)
+  y = module.apply(variables, x.astype(jnp.bfloat16))
+  assert y.dtype == jnp.bfloat16
+  _table.close(y.astype(jnp.float32), module.apply(variables, x.astype(jnp.bfloat16).astype(jnp.float32)), 0.02)

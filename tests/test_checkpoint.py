@@ -1,0 +1,409 @@
+"""Checkpoints on real files: exact round trips, strictness, damage, retention, kills and background failures."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmjax import checkpoint
+from lmjax import manifest
+from lmjax.checkpoint import CheckpointError, Checkpointer
+
+
+@flax.struct.dataclass
+class State:
+  step: Any
+  params: Any
+  vars: Any
+  opt: Any
+  skipped: Any
+  rng: Any = None
+
+
+class Extra(NamedTuple):
+  slow: Any
+  none: Any
+
+
+def _state(seed=0):
+  k = jax.random.key(seed)
+  params = {'block': {'kernel': jax.random.normal(k, (4, 3)).astype(jnp.bfloat16), 'a/b.c': jnp.arange(3, dtype=jnp.int8)},
+            'list': [jnp.float16(seed + .5), (jnp.array([True, False]), None)], 'none': None, 'empty': {}, '': jnp.ones(1), 'a%/b': jnp.ones(2)}
+  tx = optax.chain(optax.clip(1.), optax.adam(1e-3))
+  opt = {'main': tx.init({'w': jnp.full((2, 2), seed, jnp.float32)}), 'extra': Extra(jnp.uint32(2**32 - 1), None)}
+  return State(jnp.int32(seed), params, {}, opt, jnp.int32(0), k)
+
+
+def _like(state, sharding=None):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    assert (x.dtype, x.shape) == (y.dtype, y.shape)
+    if manifest.is_key(x):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def _save(directory, *steps, scores=None, **kw):
+  with Checkpointer(directory, **kw) as c:
+    for s in steps:
+      c.save(s, _state(s), {'step': s}, scores=None if scores is None else {'loss': scores[s]})
+
+
+def _flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def _largest(step_dir):
+  return max((p for p in (step_dir / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+# ------------------------------------------------------------------ round trip
+
+
+def test_round_trip_is_bit_exact(tmp_path):
+  """bf16, int8, uint32, bool, typed keys, scalars, None, empty dictionaries, tuples, lists, named tuples, odd names."""
+  with Checkpointer(tmp_path / 'c') as c:
+    c.save(3, _state(3), {'epoch': 1, 'policy': [0.1, 0.2]}, {'loss': 2.})
+    c.wait()
+    restored, cursor = c.restore(3, _like(_state()))
+  _assert_same(restored, _state(3))
+  assert cursor == {'epoch': 1, 'policy': [0.1, 0.2]}
+  assert jax.random.key_impl(restored.rng) == jax.random.key_impl(jax.random.key(0))
+
+
+def test_a_donating_step_cannot_reach_into_a_save(tmp_path):
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  state = {'w': jnp.zeros((512, 512)), 'host': np.zeros(4)}
+  with Checkpointer(tmp_path) as c:
+    for i in (1, 2, 3):
+      host = state['host']
+      c.save(i, state, {})
+      state = dict(step({'w': state['w']}), host=host)
+      host += 1  # the caller's own array, changed in place while the save runs
+      jax.block_until_ready(step({'w': state['w'] * 1}))
+    c.wait()
+    for i in (2, 3):
+      out = c.restore_params(i)
+      assert (out['w'] == i - 1).all() and (out['host'] == i - 1).all()
+
+
+def test_host_numbers_keep_their_64_bits(tmp_path):
+  """JAX in its 32-bit mode would cut them without a word."""
+  state = {'python': 2**40, 'real': 0.1, 'numpy': np.array([2**40 + 1]), 'weights': np.array([1 / 3]), 'jax': jnp.ones(2)}
+  with Checkpointer(tmp_path) as c:
+    c.save(1, state, {})
+  out, _ = Checkpointer(tmp_path).restore(1, state)
+  assert [np.asarray(out[k]).item() for k in ('python', 'real', 'numpy', 'weights')] == [2**40, .1, 2**40 + 1, 1 / 3]
+  assert {k: str(v.dtype) for k, v in out.items()} == {
+      'python': 'int64', 'real': 'float64', 'numpy': 'int64', 'weights': 'float64', 'jax': 'float32'}
+  assert isinstance(out['jax'], jax.Array)
+
+
+def test_parameters_can_be_read_without_classes(tmp_path):
+  _save(tmp_path, 3)
+  out = Checkpointer(tmp_path).restore_params(3)
+  assert out['params']['empty'] == {} == out['vars']
+  assert type(out['params']['block']['kernel']) is np.ndarray and out['params']['block']['kernel'].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out['params']['block']['kernel'], np.asarray(_state(3).params['block']['kernel']))
+  assert out['opt']['main']['1']['0']['mu']['w'].shape == (2, 2)
+  assert sorted(out['params']['block']) == ['a/b.c', 'kernel'] and {'', 'a%/b'} <= out['params'].keys()
+  assert out['params']['list']['1']['0'].tolist() == [True, False]
+  part = Checkpointer(tmp_path).restore_params(3, only=('params', 'vars'))
+  assert sorted(part) == ['params', 'vars']
+  with pytest.raises(ValueError, match="'nets' is not in checkpoint .*it has opt, params"):
+    Checkpointer(tmp_path).restore_params(3, only=('nets',))
+
+
+def test_reading_writes_nothing(tmp_path):
+  c = Checkpointer(tmp_path / 'none')
+  assert c.latest() is None and c.best() is None and c.steps() == []
+  with pytest.raises(ValueError, match='no complete checkpoint of step 4 .*complete steps: none'):
+    c.restore(4, _like(_state()))
+  assert not (tmp_path / 'none').exists()
+
+
+def test_a_file_in_place_of_the_directory(tmp_path):
+  (tmp_path / 'f').write_text('')
+  with pytest.raises(ValueError, match='is a file'):
+    Checkpointer(tmp_path / 'f')
+
+
+# ------------------------------------------------------------------ strictness
+
+
+def _change(**changes):
+  like = _like(_state(1))
+  return like.replace(params=like.params | changes)
+
+
+S = jax.ShapeDtypeStruct
+
+
+@pytest.mark.parametrize('like, message', [
+    (lambda: _change(block={'kernel': S((4, 3), jnp.float32), 'a/b.c': S((3,), jnp.int8)}),
+     r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and float32\[4,3\] here'),
+    (lambda: _change(block={'kernel': S((3, 4), jnp.bfloat16), 'a/b.c': S((3,), jnp.int8)}),
+     r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and bfloat16\[3,4\] here'),
+    (lambda: _change(new=S((), jnp.int32)), r'params/new is int32\[\] here and absent from the checkpoint'),
+    (lambda: _change(block={'kernel': S((4, 3), jnp.bfloat16)}), r'params/block/a%2Fb.c is int8\[3\] in the checkpoint and absent'),
+    (lambda: _like(_state(1)).replace(rng=S((2,), jnp.uint32)), r'rng is key<fry>\[\] in the checkpoint and uint32\[2\] here'),
+])
+def test_what_does_not_fit_is_refused(tmp_path, like, message):
+  _save(tmp_path, 1)
+  with pytest.raises(ValueError, match=message):
+    Checkpointer(tmp_path).restore(1, like())
+
+
+def test_a_cursor_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
+  with Checkpointer(tmp_path / 'c') as c:
+    with pytest.raises(ValueError, match='cursor'):
+      c.save(1, _state(), {'a': np.zeros(2)})
+  assert not (tmp_path / 'c').exists()
+
+
+# ------------------------------------------------------------------ damage
+
+
+def test_a_flipped_byte_is_named_and_refused(tmp_path):
+  _save(tmp_path, 1)
+  file = _largest(tmp_path / '1')
+  _flip(file)
+  c = Checkpointer(tmp_path)
+  for read in (lambda: c.restore(1, _like(_state())), lambda: c.restore_params(1)):
+    with pytest.raises(ValueError, match=f'is damaged: {file} does not match its checksum'):
+      read()
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'missing', 'no manifest', 'bad manifest'])
+def test_an_incomplete_step_is_not_offered(tmp_path, caplog, damage):
+  _save(tmp_path, 1, 2)
+  file = _largest(tmp_path / '2')
+  if damage == 'truncate':
+    file.write_bytes(file.read_bytes()[:-1])
+  elif damage == 'missing':
+    file.unlink()
+  elif damage == 'no manifest':
+    (tmp_path / '2' / manifest.NAME).unlink()
+  else:
+    (tmp_path / '2' / manifest.NAME).write_text('{')
+  c = Checkpointer(tmp_path)
+  with caplog.at_level(logging.WARNING):
+    assert c.latest() == 1 and c.steps() == [1]
+    c.latest()
+  warned = [r.getMessage() for r in caplog.records if 'incomplete and not used' in r.getMessage()]
+  assert len(warned) == 1 and str(tmp_path / '2') in warned[0]
+  with pytest.raises(ValueError, match='damaged|no complete checkpoint'):
+    c.restore(2, _like(_state()))
+
+
+# ------------------------------------------------------------------ retention
+
+
+def test_retention_keeps_last_every_and_best(tmp_path):
+  scores = {s: abs(s - 3) for s in range(1, 11)}
+  _save(tmp_path, *range(1, 11), scores=scores, keep_last=2, keep_every=4)
+  c = Checkpointer(tmp_path)
+  assert c.steps() == [3, 4, 8, 9, 10] and c.best() == 3 and c.latest() == 10
+  assert sorted(os.listdir(tmp_path)) == sorted(map(str, c.steps()))
+  assert c.scores(3) == {'loss': 0.}
+
+
+def test_retention_without_best_and_with_nan(tmp_path):
+  _save(tmp_path / 'a', 1, 2, 3, scores={1: 0., 2: 1., 3: 2.}, keep_last=1, keep_best=False)
+  assert Checkpointer(tmp_path / 'a').steps() == [3]
+  _save(tmp_path / 'b', 1, 2, 3, scores={1: float('nan'), 2: 1., 3: 2.}, keep_last=1)
+  assert Checkpointer(tmp_path / 'b').steps() == [2, 3]
+  _save(tmp_path / 'c', 1, 2, 3, keep_last=0)
+  assert Checkpointer(tmp_path / 'c').steps() == [1, 2, 3]
+
+
+def test_retention_never_takes_what_it_did_not_write(tmp_path):
+  _save(tmp_path, 1, 2)
+  (tmp_path / '1' / 'notes.txt').write_text('mine')
+  (tmp_path / '0').mkdir()
+  (tmp_path / '0' / 'weights.bin').write_text('theirs')
+  (tmp_path / 'best_model').mkdir()
+  _save(tmp_path, 3, 4, keep_last=1)
+  assert Checkpointer(tmp_path).steps() == [4]
+  assert (tmp_path / '1' / 'notes.txt').exists() and os.listdir(tmp_path / '1') == ['notes.txt']
+  assert (tmp_path / '0' / 'weights.bin').exists() and (tmp_path / 'best_model').exists()
+
+
+def test_an_interrupted_deletion_is_finished_later(tmp_path, caplog):
+  _save(tmp_path, 1, 2)
+  (tmp_path / '1' / manifest.NAME).rename(tmp_path / '1' / manifest.DOOMED)
+  assert Checkpointer(tmp_path).steps() == [2]
+  assert not caplog.records
+  _save(tmp_path, 3)
+  assert not (tmp_path / '1').exists()
+
+
+@pytest.mark.parametrize('order', [(1, 2, 3), (2, 1, 3), (3, 2, 1)])
+def test_a_nan_score_is_never_the_best(order):
+  scores = {1: float('nan'), 2: 2., 3: 1.}
+  assert checkpoint._best({s: {'scores': {'loss': scores[s]}} for s in order}, 'loss') == 3
+  assert checkpoint._best({1: {'scores': {'loss': scores[1]}}, 2: {'scores': {}}}, 'loss') is None
+
+
+# ------------------------------------------------------------------ saving again
+
+
+def test_a_step_is_saved_once_and_its_scores_are_updated(tmp_path):
+  with Checkpointer(tmp_path) as c:
+    c.save(1, _state(1), {})
+    c.save(1, _state(2), {}, {'loss': 4.})
+    assert c.scores(1) == {'loss': 4.} and c.best() == 1
+  assert int(Checkpointer(tmp_path).restore_params(1)['step']) == 1
+  assert manifest.verify(tmp_path / '1') == []
+
+
+def test_a_resumed_run_does_not_rewrite_the_step_it_came_from(tmp_path):
+  _save(tmp_path, 1)
+  before = (tmp_path / '1' / manifest.NAME).stat().st_mtime_ns
+  with Checkpointer(tmp_path) as c:
+    state, cursor = c.restore(1, _like(_state()))
+    c.save(1, state, cursor)
+  assert (tmp_path / '1' / manifest.NAME).stat().st_mtime_ns == before
+
+
+def test_another_run_moves_what_is_there_aside(tmp_path):
+  _save(tmp_path, 1)
+  (tmp_path / '2').mkdir()
+  (tmp_path / '2' / 'notes').write_text('mine')
+  _save(tmp_path, 1, 2)
+  assert Checkpointer(tmp_path).steps() == [1, 2]
+  assert manifest.verify(tmp_path / 'replaced-1-0') == []
+  assert (tmp_path / 'incomplete-2-0' / 'notes').read_text() == 'mine'
+
+
+# ------------------------------------------------------------------ failures and kills
+
+
+def test_a_background_failure_is_raised_by_the_next_call(tmp_path, monkeypatch):
+  c = Checkpointer(tmp_path)
+  with monkeypatch.context() as m:
+    def full(*_, **__):
+      raise OSError(28, 'No space left on device')
+    m.setattr(manifest, 'write', full)
+    c.save(1, _state(1), {})  # returns: the failure comes later
+    c._thread.join()
+    with pytest.raises(CheckpointError, match='saving step 1 to .* No space left'):
+      c.poll()
+    c.poll()  # raised once
+    assert c.steps() == []
+    c.save(2, _state(2), {})
+    with pytest.raises(CheckpointError, match='saving step 2'):
+      c.save(3, _state(3), {})
+    c.save(3, _state(3), {})
+    with pytest.raises(CheckpointError, match='saving step 3'):
+      c.close()
+  with Checkpointer(tmp_path) as c:  # the run goes on after room was made
+    c.save(1, _state(1), {})
+    c.wait()
+    assert c.steps() == [1]
+
+
+def test_a_failure_of_orbax_itself_is_raised(tmp_path):
+  """The directory vanishes behind a file while the arrays are being written."""
+  c = Checkpointer(tmp_path / 'c')
+  (tmp_path / 'c').write_text('in the way')
+  with pytest.raises(CheckpointError, match='saving step 1 to'):
+    c.save(1, _state(1), {})
+    c.wait()
+
+
+def test_save_returns_before_the_manifest_is_there(tmp_path, monkeypatch, caplog):
+  """Hashing happens in the background, and a step under way is neither offered nor warned of."""
+  write = manifest.write
+  monkeypatch.setattr(manifest, 'write', lambda *a, **k: (time.sleep(1.), write(*a, **k)))
+  with Checkpointer(tmp_path) as c:
+    c.save(1, _state(1), {})
+    while not (tmp_path / '1').exists():  # orbax has finished, the manifest is not written
+      time.sleep(.01)
+    assert c.steps() == [] and not (tmp_path / '1' / manifest.NAME).exists()
+    assert not caplog.records
+    c.poll()
+    c.wait()
+    assert c.steps() == [1]
+
+
+def _python(code, **env):
+  return subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {'JAX_PLATFORMS': 'cpu'} | env)
+
+
+@pytest.mark.parametrize('where', ['arrays', 'manifest'])
+def test_a_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path, where):
+  # Either orbax never gets to rename its directory into place, or we never to write the manifest.
+  patch = {'arrays': 'type(c.directory).rename = lambda *a: time.sleep(99)',
+           'manifest': 'manifest.write = lambda *a, **k: time.sleep(99)'}[where]
+  child = _python(f'''
+      import time, jax.numpy as jnp
+      from lmjax import manifest
+      from lmjax.checkpoint import Checkpointer
+      c = Checkpointer({str(tmp_path)!r})
+      c.save(1, {{'w': jnp.ones(8)}}, {{}})
+      c.wait()
+      {patch}
+      c.save(2, {{'w': jnp.ones((2000, 2000))}}, {{}})
+      print('saving', flush=True)
+      time.sleep(99)
+      ''')
+  assert child.stdout.readline() == 'saving\n'
+  child.send_signal(signal.SIGKILL)
+  child.wait()
+  c = Checkpointer(tmp_path)
+  assert c.latest() == 1
+  left = [n for n in os.listdir(tmp_path) if n.startswith('2')]
+  assert left
+  c.save(2, {'w': jnp.full(8, 2.)}, {})
+  c.close()
+  assert c.steps() == [1, 2] and (c.restore_params(2)['w'] == 2).all()
+  assert any(n.startswith('incomplete-2-') for n in os.listdir(tmp_path))
+
+
+# ------------------------------------------------------------------ other devices
+
+
+def test_one_device_to_eight_and_back(tmp_path):
+  state = {'w': jnp.arange(64, dtype=jnp.float32).reshape(8, 8), 's': jnp.int32(5)}
+  with Checkpointer(tmp_path) as c:
+    c.save(1, state, {'a': 1})
+  child = _python(f'''
+      import jax, numpy as np, jax.numpy as jnp
+      from jax.sharding import PartitionSpec as P, NamedSharding
+      from lmjax.checkpoint import Checkpointer
+      mesh = jax.make_mesh((4, 2), ('data', 'model'))
+      put = lambda spec: NamedSharding(mesh, spec)
+      like = {{'w': jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=put(P('model', 'data'))),
+               's': jax.ShapeDtypeStruct((), jnp.int32, sharding=put(P()))}}
+      with Checkpointer({str(tmp_path)!r}) as c:
+        state, cursor = c.restore(1, like)
+        assert len(state['w'].sharding.device_set) == 8 and state['w'].sharding.spec == P('model', 'data')
+        np.testing.assert_array_equal(state['w'], np.arange(64.).reshape(8, 8))
+        c.save(2, jax.tree.map(lambda x: x + 1, state), cursor)
+      print('ok')
+      ''', XLA_FLAGS='--xla_force_host_platform_device_count=8')
+  assert child.communicate()[0] == 'ok\n'
+  out, _ = Checkpointer(tmp_path).restore(2, _like(state))
+  np.testing.assert_array_equal(out['w'], np.asarray(state['w']) + 1)
+  assert len(out['w'].devices()) == 1
+  assert (Checkpointer(tmp_path).restore_params(2)['w'] == np.asarray(state['w']) + 1).all()
