@@ -1,13 +1,15 @@
 """Checkpoints: asynchronous saves by orbax, completeness and integrity by a manifest of our own.
 
   <directory>/<step>/state, cursor      written by orbax, renamed into place when complete
-  <directory>/<step>/manifest.json      written last by a background thread: the step exists from here on
+  <directory>/<step>/manifest.json      written last by a background thread: the step exists now
 
-Invariants. A step without a valid manifest is never offered. A restore checks every checksum, and the tree, shapes and
-dtypes, before it trusts an array. A background failure is raised by the next call. Nothing is deleted that a manifest does
-not list; what stands in the way of a save is renamed aside.
+Invariants. A step without a valid manifest is never offered. A restore checks every checksum, and
+the tree, shapes and dtypes, before it trusts an array. A background failure is raised by the next
+call. Nothing is deleted that a manifest does not list; what stands in the way of a save is renamed
+aside.
 
-With several processes, every method that reads or writes the directory is called by all of them, as with collectives.
+With several processes, every method that reads or writes the directory is called by all of them, as
+with collectives.
 """
 
 import json
@@ -44,8 +46,15 @@ class Checkpointer:
     keep_best: keeps the step with the lowest score `best_key`.
   """
 
-  def __init__(self, directory: Any, *, keep_last: int = 2, keep_every: int = 0, keep_best: bool = True,
-               best_key: str = 'loss'):
+  def __init__(
+      self,
+      directory: Any,
+      *,
+      keep_last: int = 2,
+      keep_every: int = 0,
+      keep_best: bool = True,
+      best_key: str = 'loss',
+  ):
     self.directory = epath.Path(directory).absolute()
     if self.directory.exists() and not self.directory.is_dir():
       raise ValueError(f'the checkpoint directory {self.directory} is a file')
@@ -71,8 +80,15 @@ class Checkpointer:
 
   # ---------------------------------------------------------------- saving
 
-  def save(self, step: int, state: Any, cursor: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> None:
-    """Saves a state; returns once the arrays have left the devices, so that the step may donate them.
+  def save(
+      self,
+      step: int,
+      state: Any,
+      cursor: Mapping[str, Any],
+      scores: Mapping[str, float] | None = None,
+  ) -> None:
+    """Saves a state; returns once the arrays have left the devices, so that the step may donate
+    them.
 
     A step that this run already saved or restored is not written again; its scores are updated.
 
@@ -87,8 +103,10 @@ class Checkpointer:
       self._update_scores(step, scores)
       return
     leaves = manifest.named_leaves(state)
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(_nest({k: _storable(v) for k, v in leaves.items()})),
-                              cursor=ocp.args.JsonSave(dict(cursor)))
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(_nest({k: _storable(v) for k, v in leaves.items()})),
+        cursor=ocp.args.JsonSave(dict(cursor)),
+    )
     try:
       _from_primary(lambda: self._make_room(step))
       self._saver = self._saver or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -99,22 +117,32 @@ class Checkpointer:
     described = {k: manifest.describe(v) for k, v in leaves.items()}
     # Not a daemon: a save that was started is finished even if the run ends without `close`.
     self._thread = threading.Thread(
-        target=self._finish, args=(step, described, manifest.empties(state), scores), name=f'checkpoint-{step}')
+        target=self._finish,
+        args=(step, described, manifest.empties(state), scores),
+        name=f'checkpoint-{step}',
+    )
     self._thread.start()
 
   def poll(self) -> None:
-    """Raises what a background save met, if it has ended; never blocks."""
-    if self._thread is not None and not self._thread.is_alive():
+    """Raises what a background save met, if it has ended; never blocks. Several processes learn it
+    at the next `wait`.
+    """
+    if jax.process_count() == 1 and self._thread is not None and not self._thread.is_alive():
       self.wait()
 
   def wait(self) -> None:
-    """Blocks until the save under way is complete, manifest included; raises what it met."""
+    """Blocks until the save under way is complete, manifest included, on all processes; raises what
+    it met.
+    """
     if self._thread is not None:
       self._thread.join()
       self._thread, step, self._saving = None, self._saving, None
       error, self._error = self._error, None
-      if error is not None:
-        raise CheckpointError(f'saving step {step} to {self.directory} failed: {error}') from error
+      problem = _from_primary(lambda: None if error is None else str(error)) or error
+      if problem is not None:
+        raise CheckpointError(
+            f'saving step {step} to {self.directory} failed: {problem}'
+        ) from error
       self._mine.add(step)
 
   def close(self) -> None:
@@ -129,14 +157,23 @@ class Checkpointer:
     try:
       self._saver.wait_until_finished()
       if jax.process_index() == 0:
-        manifest.write(self.directory / str(step), step, leaves=leaves, scores=scores, empty=empty, version=_VERSION)
+        manifest.write(
+            self.directory / str(step),
+            step,
+            leaves=leaves,
+            scores=scores,
+            empty=empty,
+            version=_VERSION,
+        )
         self._retain()
     except BaseException as e:  # kept for the training thread, whatever it is
       self._error = e
       _LOG.error('saving step %d to %s failed: %s', step, self.directory, e)
 
   def _make_room(self, step: int) -> None:
-    """Renames what stands where the step goes: a killed save, or a checkpoint of another run of this directory."""
+    """Renames what stands where the step goes: a killed save, or a checkpoint of another run of
+    this directory.
+    """
     self.directory.mkdir(parents=True, exist_ok=True)
     for old in list(self.directory.iterdir()):
       if old.name == str(step) or old.name.startswith(f'{step}{_TMP}'):
@@ -168,7 +205,9 @@ class Checkpointer:
   # ---------------------------------------------------------------- reading
 
   def steps(self) -> list[int]:
-    """Complete steps in ascending order: those with a manifest whose files are there with the right sizes."""
+    """Complete steps in ascending order: those with a manifest whose files are there with the right
+    sizes.
+    """
     return _from_primary(lambda: sorted(self._complete()))
 
   def latest(self) -> int | None:
@@ -186,11 +225,13 @@ class Checkpointer:
     """The state in the structure of `like`, and the cursor.
 
     Args:
-      like: a tree of `jax.ShapeDtypeStruct` or arrays. A leaf's sharding decides where it goes, whatever mesh it was
-        saved on; without one it goes to the first local device. 64-bit values stay NumPy arrays where JAX has 32 bits.
+      like: a tree of `jax.ShapeDtypeStruct` or arrays. A leaf's sharding decides where it goes,
+        whatever mesh it was saved on; without one it goes to the first local device. 64-bit values
+        stay NumPy arrays where JAX has 32 bits.
 
     Raises:
-      ValueError: a file is damaged (named), or an array's presence, shape or dtype differs (path and both values named).
+      ValueError: a file is damaged (named), or an array's presence, shape or dtype differs (path
+        and both values named).
     """
     wanted = manifest.named_leaves(like)
     described = {k: manifest.describe(v) for k, v in wanted.items()}
@@ -202,7 +243,8 @@ class Checkpointer:
     return jax.tree.unflatten(jax.tree.structure(like), leaves), dict(out.cursor)
 
   def restore_params(self, step: int, *, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tree as nested dictionaries of NumPy arrays, without the config or classes of the run, on any machine.
+    """The tree as nested dictionaries of NumPy arrays, without the config or classes of the run, on
+    any machine.
 
     Args:
       only: top-level entries to read, such as ('params', 'vars'); all by default.
@@ -213,7 +255,9 @@ class Checkpointer:
     body = _from_primary(lambda: self._trusted(step))
     top = {k.split('/')[0] for k in [*body['leaves'], *body['empty']]}
     if unknown := sorted(set(only) - top):
-      raise ValueError(f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; it has {", ".join(sorted(top))}')
+      raise ValueError(
+          f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; it has {", ".join(sorted(top))}'
+      )
     chosen = [k for k in body['leaves'] if not only or k.split('/')[0] in only]
     args = _nest({k: ocp.RestoreArgs(restore_type=np.ndarray) for k in chosen})
     found = self._load(step, args, partial=bool(only)).state if chosen else {}
@@ -221,7 +265,9 @@ class Checkpointer:
     return _nest({k: _find(found, k) for k in chosen} | empty, key=manifest.plain_key)
 
   def _load(self, step: int, restore_args: Any, *, partial: bool, **more: Any) -> Any:
-    args = ocp.args.PyTreeRestore(item=restore_args, restore_args=restore_args, partial_restore=partial)
+    args = ocp.args.PyTreeRestore(
+        item=restore_args, restore_args=restore_args, partial_restore=partial
+    )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(self.directory / str(step), args=ocp.args.Composite(state=args, **more))
 
@@ -250,11 +296,16 @@ class Checkpointer:
       return manifest.read(self.directory / str(step))
     except manifest.ManifestError as e:
       there = ', '.join(map(str, sorted(self._complete()))) or 'none'
-      raise ValueError(f'no complete checkpoint of step {step} in {self.directory} ({e}); complete steps: {there}') from None
+      raise ValueError(
+          f'no complete checkpoint of step {step} in {self.directory} ({e}); complete steps: {there}'
+      ) from None
 
   def _trusted(self, step: int, wanted: Mapping[str, Any] | None = None) -> dict:
     body = self._read(step)
-    _refuse(f'checkpoint {self.directory / str(step)} is damaged', manifest.verify(self.directory / str(step)))
+    _refuse(
+        f'checkpoint {self.directory / str(step)} is damaged',
+        manifest.verify(self.directory / str(step)),
+    )
     if wanted is not None:
       _refuse(f'checkpoint {self.directory / str(step)} does not fit',
               manifest.differences(body['leaves'], wanted))
@@ -271,7 +322,9 @@ def _check_json(value: Any, what: str) -> None:
   try:
     json.dumps(value)
   except (TypeError, ValueError) as e:
-    raise ValueError(f'the {what} of a checkpoint holds JSON values only (numbers, strings, lists, dictionaries): {e}') from None
+    raise ValueError(
+        f'the {what} of a checkpoint holds JSON values only (numbers, strings, lists, dictionaries): {e}'
+    ) from None
 
 
 def _best(found: Mapping[int, dict], key: str | None) -> int | None:
@@ -298,16 +351,24 @@ def _nest(flat: Mapping[str, Any], *, key: Any = str) -> dict[str, Any]:
 
 
 def _storable(leaf: Any) -> Any:
-  """What orbax can store: typed keys as their data, numbers as arrays (it copies host arrays before it returns)."""
+  """What orbax can store: typed keys as their data, numbers as arrays (it copies host arrays before
+  it returns).
+  """
   if manifest.is_key(leaf):
     return jax.random.key_data(leaf)
   return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _restore_args(leaf: Any, entry: Mapping[str, Any]) -> ocp.RestoreArgs:
-  if 'impl' not in entry and jax.dtypes.canonicalize_dtype(entry['dtype']) != np.dtype(entry['dtype']):
-    return ocp.RestoreArgs(restore_type=np.ndarray)  # 64 bits would be cut to 32: they stay on the host
-  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  if 'impl' not in entry and jax.dtypes.canonicalize_dtype(entry['dtype']) != np.dtype(
+      entry['dtype']
+  ):
+    return ocp.RestoreArgs(
+        restore_type=np.ndarray
+    )  # 64 bits would be cut to 32: they stay on the host
+  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0]
+  )
   shape = None if 'impl' in entry else tuple(entry['shape'])
   return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
 

@@ -1,8 +1,9 @@
 """The manifest of a checkpoint: what was saved, file by file and array by array.
 
-Orbax says whether it finished a save, but not whether the files are still what it wrote, and it casts dtypes silently on
-restore. `manifest.json` therefore lists every array (shape, dtype) and every file (size, SHA-256). It is written last and
-atomically, so its presence marks a complete checkpoint, and it is the only licence to delete: what it does not list stays.
+Orbax says whether it finished a save, but not whether the files are still what it wrote, and it
+casts dtypes silently on restore. `manifest.json` therefore lists every array (shape, dtype) and
+every file (size, SHA-256). It is written last and atomically, so its presence marks a complete
+checkpoint, and it is the only licence to delete: what it does not list stays.
 """
 
 import concurrent.futures
@@ -34,8 +35,9 @@ class ManifestError(ValueError):
 def named_leaves(tree: Any) -> dict[str, Any]:
   """Leaves of any pytree by path, such as `params/block/kernel`.
 
-  A name depends on field names, keys and indices, never on the classes, so that a checkpoint can be read without them.
-  '/' and '%' within a key are written %2F and %25. Raises ValueError when two leaves would get the same name.
+  A name depends on field names, keys and indices, never on the classes, so that a checkpoint can be
+  read without them. '/' and '%' within a key are written %2F and %25. Raises ValueError when two
+  leaves would get the same name.
   """
   out = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -57,7 +59,9 @@ def plain_key(text: str) -> str:
 
 
 def empties(tree: Any) -> list[str]:
-  """Paths of the dictionaries without any leaf below them, so that `{}` survives a read without classes."""
+  """Paths of the dictionaries without any leaf below them, so that `{}` survives a read without
+  classes.
+  """
   out = []
 
   def walk(node, path):
@@ -67,14 +71,17 @@ def empties(tree: Any) -> list[str]:
       for k, v in node.items():
         walk(v, (*path, _key_text(jax.tree_util.DictKey(k))))
 
-  # One level of the state (a dataclass) is opened by the pytree registry, the rest are dictionaries.
+  # One level of the state (a dataclass) is opened by the pytree registry, the rest are
+  # dictionaries.
   for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
     walk(node, tuple(_key_text(k) for k in path))
   return out
 
 
 def describe(leaf: Any) -> dict[str, Any]:
-  """Shape and dtype of an array, an abstract array or a number; typed PRNG keys add their implementation."""
+  """Shape and dtype of an array, an abstract array or a number; typed PRNG keys add their
+  implementation.
+  """
   leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
   out = {'shape': list(leaf.shape), 'dtype': str(leaf.dtype)}
   if is_key(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -113,8 +120,16 @@ def write(step_dir: Any, step: int, *, leaves: Mapping[str, Any], scores: Mappin
   names = sorted(n for n in walk(step_dir) if n not in (NAME, DOOMED))
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     entries = list(pool.map(lambda n: _digest(step_dir / n), names))
-  body = {'format': FORMAT, 'lmjax': version, 'step': step, 'time': time.time(), 'scores': dict(scores),
-          'leaves': dict(leaves), 'empty': list(empty), 'files': dict(zip(names, entries))}
+  body = {
+      'format': FORMAT,
+      'lmjax': version,
+      'step': step,
+      'time': time.time(),
+      'scores': dict(scores),
+      'leaves': dict(leaves),
+      'empty': list(empty),
+      'files': dict(zip(names, entries)),
+  }
   put(step_dir, body)
   return body
 
@@ -129,7 +144,8 @@ def put(step_dir: Any, body: Mapping[str, Any]) -> None:
 
 
 def read(step_dir: Any) -> dict[str, Any]:
-  """The manifest of a step directory; raises ManifestError when there is none that can be trusted."""
+  """The manifest of a step directory; raises ManifestError when there is none that can be trusted.
+  """
   path = epath.Path(step_dir) / NAME
   try:
     body = json.loads(path.read_text())
@@ -141,7 +157,9 @@ def read(step_dir: Any) -> dict[str, Any]:
   if digest != _self_digest(body):
     raise ManifestError(f'{path} does not match its own checksum')
   if body.get('format') != FORMAT:
-    raise ManifestError(f'{path} has format {body.get("format")!r}; this version reads format {FORMAT}')
+    raise ManifestError(
+        f'{path} has format {body.get("format")!r}; this version reads format {FORMAT}'
+    )
   unsafe = [n for n in body['files'] if n.startswith('/') or '..' in n.split('/')]
   if unsafe:
     raise ManifestError(f'{path} lists a file outside its directory: {unsafe[0]!r}')
@@ -151,7 +169,8 @@ def read(step_dir: Any) -> dict[str, Any]:
 def verify(step_dir: Any, *, checksums: bool = True) -> list[str]:
   """Problems of a checkpoint, each naming its file; an empty list means that it is what was saved.
 
-  Without `checksums` only presence and sizes are looked at. Files that the manifest does not list are logged, no problem.
+  Without `checksums` only presence and sizes are looked at. Files that the manifest does not list
+  are logged, no problem.
   """
   step_dir = epath.Path(step_dir)
   try:
@@ -164,7 +183,9 @@ def verify(step_dir: Any, *, checksums: bool = True) -> list[str]:
   sized = [n for n in listed if not any(p.startswith(f'{step_dir / n} ') for p in out)]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     found = list(pool.map(lambda n: _digest(step_dir / n), sized))
-  out += [f'{step_dir / n} does not match its checksum' for n, f in zip(sized, found) if f != listed[n]]
+  out += [
+      f'{step_dir / n} does not match its checksum' for n, f in zip(sized, found) if f != listed[n]
+  ]
   extra = sorted(set(walk(step_dir)) - set(listed) - {NAME})
   if extra:
     _LOG.info('%s holds files that its manifest does not list: %s', step_dir, ', '.join(extra[:5]))
@@ -172,9 +193,11 @@ def verify(step_dir: Any, *, checksums: bool = True) -> list[str]:
 
 
 def remove(step_dir: Any) -> None:
-  """Deletes the files that the manifest lists, then the manifest; foreign files and their directories stay.
+  """Deletes the files that the manifest lists, then the manifest; foreign files and their
+  directories stay.
 
-  The manifest is renamed first: a kill half-way leaves a directory that is never offered and can be finished by calling again.
+  The manifest is renamed first: a kill half-way leaves a directory that is never offered and can be
+  finished by calling again.
   """
   step_dir = epath.Path(step_dir)
   doomed = step_dir / DOOMED

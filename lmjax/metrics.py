@@ -1,6 +1,8 @@
-"""Metrics as sums: a metric is a pair (sum, weight), added over micro-batches, devices and steps, and divided once.
+"""Metrics as sums: a metric is a pair (sum, weight), added over micro-batches, devices and steps,
+and divided once.
 
-All functions are pure and work on NumPy and JAX arrays, inside and outside of jit, unless they say that they return floats.
+All functions are pure and work on NumPy and JAX arrays, inside and outside of jit, unless they say
+that they return floats.
 """
 
 import math
@@ -26,13 +28,21 @@ def means(metrics: Metrics) -> dict[str, float]:
 
 
 def row_sums(loss_B: Any, weight_B: Any) -> dict[str, Any]:
-  """What `ratio_stderr` needs of a batch: sums over rows of loss l_i and weight w_i, and of their products.
+  """What `ratio_stderr` needs of a batch: sums over rows of loss l_i and weight w_i, and of their
+  products.
 
-  `l_i` is the summed loss of row i (nats), `w_i` its weight (tokens). Batches are added entry by entry (`add_sums`).
+  `l_i` is the summed loss of row i (nats), `w_i` its weight (tokens). Batches are added entry by
+  entry (`add_sums`).
   """
   seen_B = weight_B > 0
-  return {'l': loss_B.sum(), 'w': weight_B.sum(), 'll': (loss_B * loss_B).sum(), 'lw': (loss_B * weight_B).sum(),
-          'ww': (weight_B * weight_B).sum(), 'n': seen_B.sum()}
+  return {
+      'l': loss_B.sum(),
+      'w': weight_B.sum(),
+      'll': (loss_B * loss_B).sum(),
+      'lw': (loss_B * weight_B).sum(),
+      'ww': (weight_B * weight_B).sum(),
+      'n': seen_B.sum(),
+  }
 
 
 def add_sums(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,8 +53,9 @@ def add_sums(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def ratio_stderr(sums: Mapping[str, Any]) -> float:
   """Standard error of the weighted mean m = sum l_i / sum w_i, rows being the independent draws.
 
-  s^2 = n/(n-1) * sum_i (l_i - m w_i)^2 / (sum_i w_i)^2. Tokens of a row are correlated, so that counting them as independent
-  would understate it. Source: Cochran, Sampling Techniques (1977), section 6.4 (the ratio estimator). NaN below two rows.
+  s^2 = n/(n-1) * sum_i (l_i - m w_i)^2 / (sum_i w_i)^2. Tokens of a row are correlated, so that
+  counting them as independent would understate it. Source: Cochran, Sampling Techniques (1977),
+  section 6.4 (the ratio estimator). NaN below two rows.
   """
   l, w, ll, lw, ww, n = (float(np.asarray(sums[k])) for k in ('l', 'w', 'll', 'lw', 'ww', 'n'))
   if n < 2 or w <= 0:
@@ -55,7 +66,9 @@ def ratio_stderr(sums: Mapping[str, Any]) -> float:
 
 
 def stderr(total: Any, squares: Any, n: Any) -> float:
-  """Standard error of the mean of n independent values from their sum and sum of squares; NaN below two values."""
+  """Standard error of the mean of n independent values from their sum and sum of squares; NaN below
+  two values.
+  """
   total, squares, n = (float(np.asarray(x)) for x in (total, squares, n))
   if n < 2:
     return math.nan

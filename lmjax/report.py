@@ -3,8 +3,8 @@
   python -m lmjax.report WORKDIR                        writes WORKDIR/report.html
   python -m lmjax.report WORKDIR WORKDIR... --out=x.html   compares runs, curves overlaid
 
-Everything that comes from a run (samples, config, names) is text to the page: escaped in HTML, and `<` escaped in the
-embedded JSON, so that a model that writes `</script>` writes just that.
+Everything that comes from a run (samples, config, names) is text to the page: escaped in HTML, and
+`<` escaped in the embedded JSON, so that a model that writes `</script>` writes just that.
 """
 
 import argparse
@@ -24,14 +24,18 @@ _SHOWN_SAMPLES = 20
 _SHOWN_ROWS = 500
 
 
-def write_report(workdir: Any, *, others: Sequence[Any] = (), out: Any = None, state: str | None = None) -> pathlib.Path:
+def write_report(
+    workdir: Any, *, others: Sequence[Any] = (), out: Any = None, state: str | None = None
+) -> pathlib.Path:
   """Writes the page and returns its path.
 
   Args:
     workdir: a run directory, in any state.
     others: more run directories to compare with.
-    out: where to write; `report.html` in workdir by default. Written through a rename, so that a reader never sees half.
-    state: 'finished', 'running' or 'stopped' if the caller knows; worked out from the metrics otherwise.
+    out: where to write; `report.html` in workdir by default. Written through a rename, so that a
+      reader never sees half.
+    state: 'finished', 'running' or 'stopped' if the caller knows; worked out from the metrics
+      otherwise.
 
   Raises:
     ValueError: a workdir does not exist.
@@ -47,7 +51,10 @@ def write_report(workdir: Any, *, others: Sequence[Any] = (), out: Any = None, s
 
 def page(runs: Sequence[Run]) -> str:
   """The HTML of one run or of a comparison."""
-  asset = {n: (importlib.resources.files('lmjax') / 'assets' / 'report' / n).read_text('utf-8') for n in _ASSETS}
+  asset = {
+      n: (importlib.resources.files('lmjax') / 'assets' / 'report' / n).read_text('utf-8')
+      for n in _ASSETS
+  }
   data = {'runs': [{'name': r.name, 'train': r.train, 'evals': r.evals} for r in runs]}
   title = runs[0].name if len(runs) == 1 else f'{len(runs)} runs compared'
   body = _single(runs[0]) if len(runs) == 1 else _comparison(runs)
@@ -90,8 +97,17 @@ def _header(title: str, runs: Sequence[Run]) -> str:
 
 def _single(run: Run) -> str:
   facts = run.facts
-  done = f'{facts["steps"]:,} of {facts["planned"]:,} steps' if facts['planned'] else f'{facts["steps"]:,} steps'
-  parts = [done, _quantity(facts['tokens'], 'tokens'), _duration(facts['seconds']), run.versions.get('device')]
+  done = (
+      f'{facts["steps"]:,} of {facts["planned"]:,} steps'
+      if facts['planned']
+      else f'{facts["steps"]:,} steps'
+  )
+  parts = [
+      done,
+      _quantity(facts['tokens'], 'tokens'),
+      _duration(facts['seconds']),
+      run.versions.get('device'),
+  ]
   line = ' &middot; '.join(_text(p) for p in parts if p)
   return f'<p class="summary">{line}</p>{_warning(run)}{_tiles(run)}{_charts(run.facts["points"])}{_details(run)}'
 
@@ -99,16 +115,31 @@ def _single(run: Run) -> str:
 def _comparison(runs: Sequence[Run]) -> str:
   rows = []
   for i, r in enumerate(runs):
-    rows.append({'run': r.name, 'state': r.facts['state'], 'steps': r.facts['steps'], 'tokens': r.facts['tokens']}
-                | {k: v for k, v in _numbers(r)})
+    rows.append(
+        {
+            'run': r.name,
+            'state': r.facts['state'],
+            'steps': r.facts['steps'],
+            'tokens': r.facts['tokens'],
+        }
+        | {k: v for k, v in _numbers(r)}
+    )
   keyed = {f'run {i}': rundir.flatten(r.config) for i, r in enumerate(runs)}
   keys = sorted({k for flat in keyed.values() for k in flat})
   differ = [k for k in keys if len({json.dumps(f.get(k)) for f in keyed.values()}) > 1]
-  table = [{'key': k} | {r.name: keyed[f'run {i}'].get(k, '') for i, r in enumerate(runs)} for k in differ]
-  sections = ''.join(f'<details class="run"><summary>{_text(r.name)}</summary>{_warning(r)}{_details(r)}</details>' for r in runs)
-  return (f'<section><h2>Results</h2>{_table(rows)}</section>'
-          f'<section><h2>What differs in the configs</h2>{_table(table, words=False) if table else "<p>Nothing.</p>"}</section>'
-          f'{_charts(max(r.facts["points"] for r in runs))}{sections}')
+  table = [
+      {'key': k} | {r.name: keyed[f'run {i}'].get(k, '') for i, r in enumerate(runs)}
+      for k in differ
+  ]
+  sections = ''.join(
+      f'<details class="run"><summary>{_text(r.name)}</summary>{_warning(r)}{_details(r)}</details>'
+      for r in runs
+  )
+  return (
+      f'<section><h2>Results</h2>{_table(rows)}</section>'
+      f'<section><h2>What differs in the configs</h2>{_table(table, words=False) if table else "<p>Nothing.</p>"}</section>'
+      f'{_charts(max(r.facts["points"] for r in runs))}{sections}'
+  )
 
 
 def _numbers(run: Run) -> list[tuple[str, Any]]:
@@ -140,37 +171,53 @@ def _tiles(run: Run) -> str:
       continue
     value, _, error = value.partition(' ')
     note = f'{error} at step {notes[label]["step"]:,}' if notes.get(label) else error
-    out.append(f'<div><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>')
+    out.append(
+        f'<div><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>'
+    )
   return f'<dl class="tiles">{"".join(out)}</dl>' if out else ''
 
 
 def _warning(run: Run) -> str:
   odd = run.facts['nonfinite']
   text = f'{odd:,} logged steps hold' if odd > 1 else '1 logged step holds'
-  return f'<p class="warning" role="note">{text} NaN or infinite values, which are not drawn.</p>' if odd else ''
+  return (
+      f'<p class="warning" role="note">{text} NaN or infinite values, which are not drawn.</p>'
+      if odd
+      else ''
+  )
 
 
 def _charts(points: int) -> str:
   if not points:
     return '<p class="summary">No training step has been logged yet.</p>'
-  axes = ''.join(f'<label><input type="radio" name="axis" value="{v}"{" checked" if v == "step" else ""}>{n}</label>'
-                 for v, n in (('step', 'steps'), ('tokens', 'tokens'), ('seconds', 'time')))
-  note = (f'<p class="note">{points:,} steps were logged; of each stretch the lowest and highest loss are drawn.</p>'
-          if points > report_data.MAX_POINTS else '')
-  return f'''<section aria-label="Curves"><form class="controls" aria-label="How to draw the curves">
+  axes = ''.join(
+      f'<label><input type="radio" name="axis" value="{v}"{" checked" if v == "step" else ""}>{n}</label>'
+      for v, n in (('step', 'steps'), ('tokens', 'tokens'), ('seconds', 'time'))
+  )
+  note = (
+      f'<p class="note">{points:,} steps were logged; of each stretch the lowest and highest loss are drawn.</p>'
+      if points > report_data.MAX_POINTS
+      else ''
+  )
+  return f"""<section aria-label="Curves"><form class="controls" aria-label="How to draw the curves">
 <fieldset><legend>Horizontal axis</legend>{axes}</fieldset>
 <label><input type="checkbox" id="logy">Logarithmic loss</label>
 <label>Smoothing <input type="range" id="smooth" min="0" max="0.99" step="0.01" value="0.6"><output for="smooth"></output></label>
 </form>{note}<div id="charts"></div><details id="more" hidden><summary>More curves</summary><div class="grid"></div></details>
-<noscript><p class="warning">The curves need JavaScript; the numbers below do not.</p></noscript></section>'''
+<noscript><p class="warning">The curves need JavaScript; the numbers below do not.</p></noscript></section>"""
 
 
 def _details(run: Run) -> str:
   kinds = dict.fromkeys(x['kind'] for x in run.lines if x['kind'] not in ('train', 'sample'))
   tables = ''.join(_eval_table(run, k) for k in kinds)
-  config = ''.join(f'<tr><th scope="row">{_text(k)}</th><td>{_text(v if isinstance(v, str) else json.dumps(v))}</td></tr>'
-                   for k, v in rundir.flatten(run.config).items())
-  versions = ''.join(f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>' for k, v in run.versions.items())
+  config = ''.join(
+      f'<tr><th scope="row">{_text(k)}</th><td>{_text(v if isinstance(v, str) else json.dumps(v))}</td></tr>'
+      for k, v in rundir.flatten(run.config).items()
+  )
+  versions = ''.join(
+      f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>'
+      for k, v in run.versions.items()
+  )
   return (_samples(run) + tables
           + (_fold('Config', f'<table class="pairs">{config}</table>') if config else '')
           + (_fold('Versions', f'<table class="pairs">{versions}</table>') if versions else '')
@@ -187,7 +234,11 @@ def _samples(run: Run) -> str:
     text = text.removeprefix(prompt)
     out.append(f'<details{" open" if not i else ""}><summary>Step {x["step"]:,}</summary>'
                f'<pre class="sample"><b>{_text(prompt)}</b>{_text(text)}</pre></details>')
-  more = f'<p class="note">The newest {_SHOWN_SAMPLES} of {len(lines)}.</p>' if len(lines) > _SHOWN_SAMPLES else ''
+  more = (
+      f'<p class="note">The newest {_SHOWN_SAMPLES} of {len(lines)}.</p>'
+      if len(lines) > _SHOWN_SAMPLES
+      else ''
+  )
   return f'<section><h2>Samples</h2>{more}{"".join(out)}</section>'
 
 
@@ -195,16 +246,25 @@ def _eval_table(run: Run, kind: str) -> str:
   rows = sorted(run.of_kind(kind), key=lambda x: -x['step'])
   rows = [{k: v for k, v in x.items() if k not in ('kind', 'time')} for x in rows]
   title = 'Evaluations' if kind == 'eval' else kind.capitalize()
-  more = f'<p class="note">The newest {_SHOWN_ROWS} of {len(rows)}.</p>' if len(rows) > _SHOWN_ROWS else ''
+  more = (
+      f'<p class="note">The newest {_SHOWN_ROWS} of {len(rows)}.</p>'
+      if len(rows) > _SHOWN_ROWS
+      else ''
+  )
   return f'<section><h2>{_text(title)}</h2>{more}{_table(rows[:_SHOWN_ROWS])}</section>'
 
 
 def _table(rows: Sequence[Mapping[str, Any]], *, words: bool = True) -> str:
   keys = list(dict.fromkeys(k for r in rows for k in r))
   head = ''.join(f'<th scope="col">{_text(k.replace("_", " ") if words else k)}</th>' for k in keys)
-  body = ''.join('<tr>' + ''.join(f'<td>{_text(_cell(r.get(k, "")))}</td>' for k in keys) + '</tr>' for r in rows)
-  return (f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>{head}</tr></thead>'
-          f'<tbody>{body}</tbody></table></div>')
+  body = ''.join(
+      '<tr>' + ''.join(f'<td>{_text(_cell(r.get(k, "")))}</td>' for k in keys) + '</tr>'
+      for r in rows
+  )
+  return (
+      f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>{head}</tr></thead>'
+      f'<tbody>{body}</tbody></table></div>'
+  )
 
 
 def _fold(title: str, content: str) -> str:
@@ -251,9 +311,15 @@ def _distinct_names(runs: Sequence[Run]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(prog='python -m lmjax.report', description='Writes report.html for one or more runs.')
-  parser.add_argument('workdir', nargs='+', help='run directories; several are compared on one page')
-  parser.add_argument('--out', help='the file to write; report.html in the first workdir by default')
+  parser = argparse.ArgumentParser(
+      prog='python -m lmjax.report', description='Writes report.html for one or more runs.'
+  )
+  parser.add_argument(
+      'workdir', nargs='+', help='run directories; several are compared on one page'
+  )
+  parser.add_argument(
+      '--out', help='the file to write; report.html in the first workdir by default'
+  )
   args = parser.parse_args(argv)
   try:
     out = write_report(args.workdir[0], others=args.workdir[1:], out=args.out)

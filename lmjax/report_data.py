@@ -1,4 +1,5 @@
-"""What the report says about a run, read from its directory: curves, headline numbers, samples, records.
+"""What the report says about a run, read from its directory: curves, headline numbers, samples,
+records.
 
 Works on any state of a run directory: empty, running, killed, with NaN in it.
 """
@@ -15,14 +16,18 @@ import numpy as np
 from lmjax import tracking
 
 MAX_POINTS = 2000
-_QUIET_SECONDS = 600  # a run that logged nothing for this long, short of its last step, counts as stopped
+_QUIET_SECONDS = (
+    600  # a run that logged nothing for this long, short of its last step, counts as stopped
+)
 _AXES = ('step', 'tokens', 'seconds')
 _NOT_CURVES = ('kind', 'step', 'time', 'tokens', 'seconds')
 
 
 @dataclasses.dataclass
 class Run:
-  """One run, ready to be drawn. `train` and `evals` hold columns of equal length, None where a value is missing."""
+  """One run, ready to be drawn. `train` and `evals` hold columns of equal length, None where a
+  value is missing.
+  """
 
   name: str
   path: pathlib.Path
@@ -68,7 +73,9 @@ def _json(path: pathlib.Path, default: Any) -> Any:
 
 
 def _clock(train: Sequence[Mapping]) -> dict[str, np.ndarray]:
-  """Steps with their tokens and seconds of training; the pause between a kill and its resume does not count."""
+  """Steps with their tokens and seconds of training; the pause between a kill and its resume does
+  not count.
+  """
   rows = sorted((x for x in train if is_number(x.get('time'))), key=lambda x: x['step'])
   gaps = np.diff([x['time'] for x in rows]) if len(rows) > 1 else np.zeros(0)
   usual = float(np.median(gaps)) if gaps.size else 0.
@@ -81,7 +88,9 @@ def _clock(train: Sequence[Mapping]) -> dict[str, np.ndarray]:
 
 
 def _thin(rows: list[dict]) -> list[dict]:
-  """At most about MAX_POINTS rows: of each stretch the lowest and the highest loss, so that spikes stay visible."""
+  """At most about MAX_POINTS rows: of each stretch the lowest and the highest loss, so that spikes
+  stay visible.
+  """
   rows = sorted(rows, key=lambda x: x['step'])
   if len(rows) <= MAX_POINTS:
     return rows
@@ -94,9 +103,14 @@ def _thin(rows: list[dict]) -> list[dict]:
 
 def _columns(rows: Sequence[Mapping], clock: Mapping[str, np.ndarray]) -> dict[str, list]:
   steps = np.array([x['step'] for x in rows], float)
-  out = {'step': [int(s) for s in steps], 'tokens': _interpolate(steps, clock['token_step'], clock['tokens']),
-         'seconds': _interpolate(steps, clock['step'], clock['seconds'])}
-  names = dict.fromkeys(k for x in rows for k, v in x.items() if k not in _NOT_CURVES and _is_scalar(v))
+  out = {
+      'step': [int(s) for s in steps],
+      'tokens': _interpolate(steps, clock['token_step'], clock['tokens']),
+      'seconds': _interpolate(steps, clock['step'], clock['seconds']),
+  }
+  names = dict.fromkeys(
+      k for x in rows for k, v in x.items() if k not in _NOT_CURVES and _is_scalar(v)
+  )
   for name in names:
     column = [_rounded(x.get(name)) for x in rows]
     if any(v is not None for v in column):
@@ -142,8 +156,11 @@ def _facts(lines: Sequence[Mapping], train: Sequence[Mapping], clock: Mapping, c
   name = next((x.get('name') for x in evals), None)
   evals = [x for x in evals if x.get('name') == name]
   odd = sum(1 for x in train if any(_is_scalar(v) and not math.isfinite(v) for v in x.values()))
-  waits = [x['data_wait'] / x['step_time'] for x in train
-           if is_number(x.get('data_wait')) and is_number(x.get('step_time')) and x['step_time'] > 0]
+  waits = [
+      x['data_wait'] / x['step_time']
+      for x in train
+      if is_number(x.get('data_wait')) and is_number(x.get('step_time')) and x['step_time'] > 0
+  ]
   speeds = [x['tokens_per_second'] for x in train if is_number(x.get('tokens_per_second'))]
   return {
       'state': state or _state(lines, steps, planned), 'steps': steps, 'planned': planned,

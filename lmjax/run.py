@@ -1,5 +1,6 @@
 """A whole run: opens the directory, builds, restores, trains, evaluates, reports."""
 
+import contextlib
 import os
 import pathlib
 import time
@@ -39,20 +40,25 @@ def train(resolved: dict[str, Any], workdir: str, *, allow_config_change: bool =
   run = build_lib.build(resolved)
   mesh = build_lib.mesh(resolved)
   build_lib.check_devices(run, mesh)
-  path = rundir.open_rundir(workdir, resolved, config_lib.fingerprint(resolved), force=allow_config_change,
-                            ignore=config_lib.OUTSIDE_FINGERPRINT)
-  try:
-    if mesh is None:
-      return _train(run, path, None, started)
-    with jax.set_mesh(mesh):
-      return _train(run, path, mesh, started)
-  finally:
-    path.close()
+  def open_dir(write: bool):
+    return rundir.open_rundir(workdir, resolved, config_lib.fingerprint(resolved), force=allow_config_change,
+                              ignore=config_lib.OUTSIDE_FINGERPRINT, write=write)
+  with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    open_dir(write=False)  # a directory of another run is refused before its data is read,
+    try:
+      pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+      raise ValueError(f'workdir {workdir!r} cannot be written: {e.strerror}; give a directory that you may write to') from None
+    feed = feed_lib.Feed(run, pathlib.Path(workdir), mesh)
+    path = open_dir(write=jax.process_index() == 0)  # and data that cannot be read claims no directory
+    try:
+      return _train(run, path, feed, started)
+    finally:
+      path.close()
 
 
-def _train(run: build_lib.Run, path: rundir.RunDir, mesh, started: float) -> int:
+def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int:
   c = run.config
-  feed = feed_lib.Feed(run, path.path, mesh)
   checkpoints = checkpointer(c, path.path)
   state, start = first_state(run, checkpoints, feed)
   n = build_lib.counts(run)['total']
@@ -61,7 +67,9 @@ def _train(run: build_lib.Run, path: rundir.RunDir, mesh, started: float) -> int
   if start:
     progress.say(f'resumed at step {start}')
   if start >= c['steps']:
-    progress.say(f'this run is complete: {start} of {c["steps"]} steps; give a larger --config.steps to go on')
+    progress.say(f'this run is complete: {start} of {c["steps"]} steps')
+    checkpoints.close()
+    return 0
   try:
     with Tracker(path.path, resume_step=start if path.resumed else None, tensorboard=c['tensorboard']) as tracker, (
         loop.Stop()) as stop, checkpoints:
@@ -74,7 +82,7 @@ def _train(run: build_lib.Run, path: rundir.RunDir, mesh, started: float) -> int
       _report(path.path)
   if stop.signal is not None:
     return EXIT_STOPPED
-  if c['sample']['tokens'] and start < c['steps']:
+  if c['sample']['tokens']:
     progress.say('sample:\n' + sampler(run)(state.params, state.vars, int(state.step)))
   progress.say(f'done: {path.path / "report.html"}' if c['report'] else f'done: {path.path}')
   return 0

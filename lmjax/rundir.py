@@ -1,7 +1,7 @@
 """The run directory: which run it holds, and everything needed to repeat it.
 
   config.json        the resolved config; a resume keeps it
-  fingerprint.txt    of what changes tokens or mathematics; written first, so that a directory is known to be ours
+  fingerprint.txt    of what changes tokens or mathematics; written first, as the mark of ownership
   command.txt        one line per start: time, then the exact command
   versions.json      a list, one entry per start that changed something: software, device, commit
   metrics.jsonl, tb/, checkpoints/, report.html    written by the parts of that name
@@ -22,7 +22,16 @@ import subprocess
 import sys
 from typing import Any, Mapping, Sequence
 
-FILES = ('config.json', 'fingerprint.txt', 'command.txt', 'versions.json', 'metrics.jsonl', 'tb', 'checkpoints', 'report.html')
+FILES = (
+    'config.json',
+    'fingerprint.txt',
+    'command.txt',
+    'versions.json',
+    'metrics.jsonl',
+    'tb',
+    'checkpoints',
+    'report.html',
+)
 PACKAGES = ('lmjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _SHOWN = 5
 _ABSENT = object()
@@ -30,7 +39,9 @@ _ABSENT = object()
 
 @dataclasses.dataclass
 class RunDir:
-  """An opened run directory. `resumed` says that it was there before; `config` is the one it was started with."""
+  """An opened run directory. `resumed` says that it was there before; `config` is the one it was
+  started with.
+  """
 
   path: pathlib.Path
   config: dict[str, Any]
@@ -49,8 +60,16 @@ class RunDir:
       self.lock = None
 
 
-def open_rundir(workdir: Any, config: Mapping[str, Any], fingerprint: str, *, force: bool = False, write: bool = True,
-                ignore: Sequence[str] = (), command: Sequence[str] | None = None) -> RunDir:
+def open_rundir(
+    workdir: Any,
+    config: Mapping[str, Any],
+    fingerprint: str,
+    *,
+    force: bool = False,
+    write: bool = True,
+    ignore: Sequence[str] = (),
+    command: Sequence[str] | None = None,
+) -> RunDir:
   """Makes a run directory, or opens it to resume the same run.
 
   Args:
@@ -58,12 +77,13 @@ def open_rundir(workdir: Any, config: Mapping[str, Any], fingerprint: str, *, fo
     fingerprint: equal for configs that may continue each other.
     force: accept another fingerprint; the old config is kept as `config.<n>.json`.
     write: False on all processes but the first, which then only check.
-    ignore: keys (or prefixes of them) that the fingerprint leaves out, not to be named as the difference.
+    ignore: keys (or prefixes of them) that the fingerprint leaves out, not to be named as the
+      difference.
     command: the command to record; by default that of this process.
 
   Raises:
-    ValueError: the directory belongs to another config (differing keys named), holds files of another program that lmjax
-      would write, is in use by another process, or cannot be written.
+    ValueError: the directory belongs to another config (differing keys named), holds files of
+      another program that lmjax would write, is in use by another process, or cannot be written.
   """
   path = _local(workdir)
   config = json.loads(json.dumps(config))
@@ -81,8 +101,10 @@ def open_rundir(workdir: Any, config: Mapping[str, Any], fingerprint: str, *, fo
     _append_command(path, command)
     _append_versions(path)
   except OSError as e:
-    raise ValueError(f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
-                     'give a directory that you may write to') from None
+    raise ValueError(
+        f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
+        'give a directory that you may write to'
+    ) from None
   return RunDir(path, config, fingerprint, resumed, lock)
 
 
@@ -92,7 +114,9 @@ def read_config(workdir: Any) -> dict[str, Any]:
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
-    raise ValueError(f'{str(workdir)!r} is not a run directory of lmjax: {path} cannot be read ({e})') from None
+    raise ValueError(
+        f'{str(workdir)!r} is not a run directory of lmjax: {path} cannot be read ({e})'
+    ) from None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -111,7 +135,9 @@ def _local(workdir: Any) -> pathlib.Path:
   if not text:
     raise ValueError('workdir is empty; give a directory, as in --workdir=runs/first')
   if '://' in text:
-    raise ValueError(f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount')
+    raise ValueError(
+        f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount'
+    )
   path = pathlib.Path(text).expanduser().absolute()
   for p in (path, *path.parents):
     if p.exists():
@@ -124,27 +150,40 @@ def _local(workdir: Any) -> pathlib.Path:
 def _check_free(path: pathlib.Path) -> None:
   taken = [n for n in FILES if os.path.lexists(path / n)]
   if taken:
-    raise ValueError(f'workdir {str(path)!r} holds {", ".join(taken)} but no lmjax run (no fingerprint.txt); '
-                     'nothing is overwritten: give another --workdir')
+    raise ValueError(
+        f'workdir {str(path)!r} holds {", ".join(taken)} but no lmjax run (no fingerprint.txt); '
+        'nothing is overwritten: give another --workdir'
+    )
 
 
-def _check_same(path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]) -> None:
+def _check_same(
+    path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]
+) -> None:
   old = (path / 'fingerprint.txt').read_text(encoding='utf-8').strip()
   if old == fingerprint or force:
     return
   changed = _differences(path, config, ignore)
-  what = '; '.join(changed[:_SHOWN]) or f'no key differs, but the fingerprint is {old} there and {fingerprint} here'
+  what = (
+      '; '.join(changed[:_SHOWN])
+      or f'no key differs, but the fingerprint is {old} there and {fingerprint} here'
+  )
   more = f'; and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''
-  raise ValueError(f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. Give another --workdir, '
-                   f'or start from that run with --config.init_from={path}')
+  raise ValueError(
+      f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. Give another --workdir, '
+      f'or start from that run with --config.init_from={path}'
+  )
 
 
 def _differences(path: pathlib.Path, config: dict, ignore: Sequence[str]) -> list[str]:
   if not (path / 'config.json').exists():
     return []
   old, new = flatten(read_config(path)), flatten(config)
-  keys = [k for k in sorted(old.keys() | new.keys())
-          if old.get(k, _ABSENT) != new.get(k, _ABSENT) and not any(k == i or k.startswith(f'{i}.') for i in ignore)]
+  keys = [
+      k
+      for k in sorted(old.keys() | new.keys())
+      if old.get(k, _ABSENT) != new.get(k, _ABSENT)
+      and not any(k == i or k.startswith(f'{i}.') for i in ignore)
+  ]
   return [f'{k} is {_value(old, k)} there and {_value(new, k)} here' for k in keys]
 
 
@@ -183,7 +222,9 @@ def _lock(path: pathlib.Path) -> Any:
 
 
 def _write_identity(path: pathlib.Path, config: dict, fingerprint: str) -> dict:
-  """Writes fingerprint and config where they are missing or were forced to change; returns the config that counts."""
+  """Writes fingerprint and config where they are missing or were forced to change; returns the
+  config that counts.
+  """
   mark, file = path / 'fingerprint.txt', path / 'config.json'
   forced = mark.exists() and mark.read_text(encoding='utf-8').strip() != fingerprint
   if forced and file.exists():
@@ -218,9 +259,19 @@ def versions() -> dict[str, Any]:
   import jax
   out: dict[str, Any] = {'python': platform.python_version()} | {p: _version(p) for p in PACKAGES}
   devices = jax.devices()
-  return out | {'platform': platform.platform(), 'backend': devices[0].platform, 'device': devices[0].device_kind,
-                'devices': len(devices), 'processes': jax.process_count(), 'host': socket.gethostname(),
-                'cpus': os.cpu_count()} | _commit(pathlib.Path(__file__).parent)
+  return (
+      out
+      | {
+          'platform': platform.platform(),
+          'backend': devices[0].platform,
+          'device': devices[0].device_kind,
+          'devices': len(devices),
+          'processes': jax.process_count(),
+          'host': socket.gethostname(),
+          'cpus': os.cpu_count(),
+      }
+      | _commit(pathlib.Path(__file__).parent)
+  )
 
 
 def _version(package: str) -> str | None:
@@ -231,11 +282,17 @@ def _version(package: str) -> str | None:
 
 
 def _commit(folder: pathlib.Path) -> dict[str, Any]:
-  """Commit of the checkout that holds this code, and whether tracked files were changed; an installed copy has none."""
+  """Commit of the checkout that holds this code, and whether tracked files were changed; an
+  installed copy has none.
+  """
   def git(*args):
-    return subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=10, check=True).stdout
+    return subprocess.run(
+        ['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=10, check=True
+    ).stdout
   try:
-    git('ls-files', '--error-unmatch', '__init__.py')  # another repository may surround an installed copy
+    git(
+        'ls-files', '--error-unmatch', '__init__.py'
+    )  # another repository may surround an installed copy
     return {'commit': git('rev-parse', 'HEAD').strip(),
             'dirty': bool(git('status', '--porcelain', '--untracked-files=no').strip())}
   except (OSError, subprocess.SubprocessError):

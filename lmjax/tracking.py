@@ -1,9 +1,10 @@
 """Where the numbers of a run go: `metrics.jsonl` always, TensorBoard events when possible.
 
-One JSON object a line: kind ('train', 'eval', 'sample', ...), step, time (seconds since the epoch), then the values. Numbers
-are written in full; NaN and infinities as the strings NaN, Infinity, -Infinity, so that every line is valid JSON.
-Nothing is ever removed from the file: a resume writes a line {"kind": "resume", "step": k}, and the reader leaves out what an
-earlier, killed run had logged after step k.
+One JSON object a line: kind ('train', 'eval', 'sample', ...), step, time (seconds since the epoch),
+then the values. Numbers are written in full; NaN and infinities as the strings NaN, Infinity,
+-Infinity, so that every line is valid JSON. Nothing is ever removed from the file: a resume writes
+a line {"kind": "resume", "step": k}, and the reader leaves out what an earlier, killed run had
+logged after step k.
 """
 
 import json
@@ -33,7 +34,14 @@ class Tracker:
     active: False on all processes but the first: nothing is written.
   """
 
-  def __init__(self, workdir: Any, *, resume_step: int | None = None, tensorboard: bool = True, active: bool = True):
+  def __init__(
+      self,
+      workdir: Any,
+      *,
+      resume_step: int | None = None,
+      tensorboard: bool = True,
+      active: bool = True,
+  ):
     self.path = pathlib.Path(workdir) / FILE
     self._file = self._tb = self._open_tb = None
     if not active:
@@ -52,10 +60,14 @@ class Tracker:
     self.close()
 
   def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-    """Appends one line; values are numbers (Python, NumPy or JAX scalars), booleans, strings, None or lists of them."""
+    """Appends one line; values are numbers (Python, NumPy or JAX scalars), booleans, strings, None
+    or lists of them.
+    """
     if self._file is None:
       return
-    line = {'kind': kind, 'step': int(step), 'time': time.time()} | {k: _plain(v) for k, v in values.items()}
+    line = {'kind': kind, 'step': int(step), 'time': time.time()} | {
+        k: _plain(v) for k, v in values.items()
+    }
     self._file.write(json.dumps({k: _jsonable(v) for k, v in line.items()}, allow_nan=False) + '\n')
     if kind == 'resume':
       return
@@ -81,7 +93,8 @@ class _Events:
     from tensorboardX import summary
     self._summary = summary
     path.mkdir(exist_ok=True)
-    # The writer names files by the second and opens them afresh: the suffix keeps a quick restart from erasing one.
+    # The writer names files by the second and opens them afresh: the suffix keeps a quick restart
+    # from erasing one.
     self._writer = EventsWriter(str(path / 'events'), f'.{len(list(path.iterdir())):04d}')
     if resume_step is not None:
       self._purge(resume_step + 1)
@@ -103,7 +116,9 @@ class _Events:
       elif k not in ('step', 'time') and isinstance(v, (int, float)) and not isinstance(v, bool):
         parts.append(self._summary.scalar(tag, v))
     for s in parts:
-      self._writer.write_event(event_pb2.Event(wall_time=line['time'], step=line['step'], summary=s))
+      self._writer.write_event(
+          event_pb2.Event(wall_time=line['time'], step=line['step'], summary=s)
+      )
     self._writer.flush()
     return True
 
@@ -115,8 +130,9 @@ class _Events:
 def read_metrics(path: Any) -> list[dict[str, Any]]:
   """The lines that count, in the order written; a missing file gives an empty list.
 
-  Left out: lines that are not whole (a kill while writing), lines after step k from before a resume at k, and all but the last
-  line of the same kind and step (and name, prompt, index, where given). Strings for odd numbers become floats again.
+  Left out: lines that are not whole (a kill while writing), lines after step k from before a resume
+  at k, and all but the last line of the same kind and step (and name, prompt, index, where given).
+  Strings for odd numbers become floats again.
   """
   path = pathlib.Path(path)
   path = path / FILE if path.is_dir() else path
@@ -140,7 +156,9 @@ def read_metrics(path: Any) -> list[dict[str, Any]]:
 
 
 def _end_last_line(path: pathlib.Path) -> None:
-  """A kill can leave half a line: it is ended, so that the next line stays whole; the reader skips it."""
+  """A kill can leave half a line: it is ended, so that the next line stays whole; the reader skips
+  it.
+  """
   if path.exists() and path.stat().st_size:
     with open(path, 'rb+') as f:
       f.seek(-1, os.SEEK_END)
@@ -178,5 +196,9 @@ def _guarded(fn: Any) -> Any:
   try:
     return fn()
   except Exception as e:  # a side channel: whatever goes wrong there, the run goes on
-    _LOG.warning('TensorBoard events are not written from here on (%s: %s); metrics.jsonl is', type(e).__name__, e)
+    _LOG.warning(
+        'TensorBoard events are not written from here on (%s: %s); metrics.jsonl is',
+        type(e).__name__,
+        e,
+    )
     return None

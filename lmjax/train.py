@@ -88,14 +88,14 @@ def make_step(objective, tx, schedule, *, peak_lr: float, lr_factors, micro: int
     updates = jax.tree.map(lambda u, f: (-lr * f * u).astype(u.dtype), updates, lr_factors)
     params = optax.apply_updates(state.params, updates)
 
-    grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
+    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & (weight > 0)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
     new = State(state.step + 1, state.skipped + jnp.where(ok, 0, 1), keep(params, state.params),
                 keep(vars, state.vars), keep(opt, state.opt))
     one = jnp.ones(())
     scalars = dict(lr=lr, grad_norm=grad_norm, update_norm=update_norm, applied=ok.astype(jnp.float32),
-                   param_norm=optax.global_norm(state.params))
+                   param_norm=optax.tree.norm(state.params))
     return new, dict(loss=(total, weight), **metrics, **{k: (v, one) for k, v in scalars.items()})
 
   return step

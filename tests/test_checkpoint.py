@@ -1,9 +1,12 @@
-"""Checkpoints on real files: exact round trips, strictness, damage, retention, kills and background failures."""
+"""Checkpoints on real files: exact round trips, strictness, damage, retention, kills and background
+failures.
+"""
 
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -39,10 +42,22 @@ class Extra(NamedTuple):
 
 def _state(seed=0):
   k = jax.random.key(seed)
-  params = {'block': {'kernel': jax.random.normal(k, (4, 3)).astype(jnp.bfloat16), 'a/b.c': jnp.arange(3, dtype=jnp.int8)},
-            'list': [jnp.float16(seed + .5), (jnp.array([True, False]), None)], 'none': None, 'empty': {}, '': jnp.ones(1), 'a%/b': jnp.ones(2)}
+  params = {
+      'block': {
+          'kernel': jax.random.normal(k, (4, 3)).astype(jnp.bfloat16),
+          'a/b.c': jnp.arange(3, dtype=jnp.int8),
+      },
+      'list': [jnp.float16(seed + 0.5), (jnp.array([True, False]), None)],
+      'none': None,
+      'empty': {},
+      '': jnp.ones(1),
+      'a%/b': jnp.ones(2),
+  }
   tx = optax.chain(optax.clip(1.), optax.adam(1e-3))
-  opt = {'main': tx.init({'w': jnp.full((2, 2), seed, jnp.float32)}), 'extra': Extra(jnp.uint32(2**32 - 1), None)}
+  opt = {
+      'main': tx.init({'w': jnp.full((2, 2), seed, jnp.float32)}),
+      'extra': Extra(jnp.uint32(2**32 - 1), None),
+  }
   return State(jnp.int32(seed), params, {}, opt, jnp.int32(0), k)
 
 
@@ -72,14 +87,18 @@ def _flip(path):
 
 
 def _largest(step_dir):
-  return max((p for p in (step_dir / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  return max(
+      (p for p in (step_dir / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size
+  )
 
 
 # ------------------------------------------------------------------ round trip
 
 
 def test_round_trip_is_bit_exact(tmp_path):
-  """bf16, int8, uint32, bool, typed keys, scalars, None, empty dictionaries, tuples, lists, named tuples, odd names."""
+  """bf16, int8, uint32, bool, typed keys, scalars, None, empty dictionaries, tuples, lists, named
+  tuples, odd names.
+  """
   with Checkpointer(tmp_path / 'c') as c:
     c.save(3, _state(3), {'epoch': 1, 'policy': [0.1, 0.2]}, {'loss': 2.})
     c.wait()
@@ -107,13 +126,29 @@ def test_a_donating_step_cannot_reach_into_a_save(tmp_path):
 
 def test_host_numbers_keep_their_64_bits(tmp_path):
   """JAX in its 32-bit mode would cut them without a word."""
-  state = {'python': 2**40, 'real': 0.1, 'numpy': np.array([2**40 + 1]), 'weights': np.array([1 / 3]), 'jax': jnp.ones(2)}
+  state = {
+      'python': 2**40,
+      'real': 0.1,
+      'numpy': np.array([2**40 + 1]),
+      'weights': np.array([1 / 3]),
+      'jax': jnp.ones(2),
+  }
   with Checkpointer(tmp_path) as c:
     c.save(1, state, {})
   out, _ = Checkpointer(tmp_path).restore(1, state)
-  assert [np.asarray(out[k]).item() for k in ('python', 'real', 'numpy', 'weights')] == [2**40, .1, 2**40 + 1, 1 / 3]
+  assert [np.asarray(out[k]).item() for k in ('python', 'real', 'numpy', 'weights')] == [
+      2**40,
+      0.1,
+      2**40 + 1,
+      1 / 3,
+  ]
   assert {k: str(v.dtype) for k, v in out.items()} == {
-      'python': 'int64', 'real': 'float64', 'numpy': 'int64', 'weights': 'float64', 'jax': 'float32'}
+      'python': 'int64',
+      'real': 'float64',
+      'numpy': 'int64',
+      'weights': 'float64',
+      'jax': 'float32',
+  }
   assert isinstance(out['jax'], jax.Array)
 
 
@@ -121,10 +156,17 @@ def test_parameters_can_be_read_without_classes(tmp_path):
   _save(tmp_path, 3)
   out = Checkpointer(tmp_path).restore_params(3)
   assert out['params']['empty'] == {} == out['vars']
-  assert type(out['params']['block']['kernel']) is np.ndarray and out['params']['block']['kernel'].dtype == jnp.bfloat16
-  np.testing.assert_array_equal(out['params']['block']['kernel'], np.asarray(_state(3).params['block']['kernel']))
+  assert (
+      type(out['params']['block']['kernel']) is np.ndarray
+      and out['params']['block']['kernel'].dtype == jnp.bfloat16
+  )
+  np.testing.assert_array_equal(
+      out['params']['block']['kernel'], np.asarray(_state(3).params['block']['kernel'])
+  )
   assert out['opt']['main']['1']['0']['mu']['w'].shape == (2, 2)
-  assert sorted(out['params']['block']) == ['a/b.c', 'kernel'] and {'', 'a%/b'} <= out['params'].keys()
+  assert (
+      sorted(out['params']['block']) == ['a/b.c', 'kernel'] and {'', 'a%/b'} <= out['params'].keys()
+  )
   assert out['params']['list']['1']['0'].tolist() == [True, False]
   part = Checkpointer(tmp_path).restore_params(3, only=('params', 'vars'))
   assert sorted(part) == ['params', 'vars']
@@ -157,15 +199,31 @@ def _change(**changes):
 S = jax.ShapeDtypeStruct
 
 
-@pytest.mark.parametrize('like, message', [
-    (lambda: _change(block={'kernel': S((4, 3), jnp.float32), 'a/b.c': S((3,), jnp.int8)}),
-     r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and float32\[4,3\] here'),
-    (lambda: _change(block={'kernel': S((3, 4), jnp.bfloat16), 'a/b.c': S((3,), jnp.int8)}),
-     r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and bfloat16\[3,4\] here'),
-    (lambda: _change(new=S((), jnp.int32)), r'params/new is int32\[\] here and absent from the checkpoint'),
-    (lambda: _change(block={'kernel': S((4, 3), jnp.bfloat16)}), r'params/block/a%2Fb.c is int8\[3\] in the checkpoint and absent'),
-    (lambda: _like(_state(1)).replace(rng=S((2,), jnp.uint32)), r'rng is key<fry>\[\] in the checkpoint and uint32\[2\] here'),
-])
+@pytest.mark.parametrize(
+    'like, message',
+    [
+        (
+            lambda: _change(block={'kernel': S((4, 3), jnp.float32), 'a/b.c': S((3,), jnp.int8)}),
+            r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and float32\[4,3\] here',
+        ),
+        (
+            lambda: _change(block={'kernel': S((3, 4), jnp.bfloat16), 'a/b.c': S((3,), jnp.int8)}),
+            r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and bfloat16\[3,4\] here',
+        ),
+        (
+            lambda: _change(new=S((), jnp.int32)),
+            r'params/new is int32\[\] here and absent from the checkpoint',
+        ),
+        (
+            lambda: _change(block={'kernel': S((4, 3), jnp.bfloat16)}),
+            r'params/block/a%2Fb.c is int8\[3\] in the checkpoint and absent',
+        ),
+        (
+            lambda: _like(_state(1)).replace(rng=S((2,), jnp.uint32)),
+            r'rng is key<fry>\[\] in the checkpoint and uint32\[2\] here',
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(tmp_path, like, message):
   _save(tmp_path, 1)
   with pytest.raises(ValueError, match=message):
@@ -346,8 +404,12 @@ def test_save_returns_before_the_manifest_is_there(tmp_path, monkeypatch, caplog
 
 
 def _python(code, **env):
-  return subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {'JAX_PLATFORMS': 'cpu'} | env)
+  return subprocess.Popen(
+      [sys.executable, '-c', textwrap.dedent(code)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | env,
+  )
 
 
 @pytest.mark.parametrize('where', ['arrays', 'manifest'])
@@ -387,7 +449,8 @@ def test_one_device_to_eight_and_back(tmp_path):
   state = {'w': jnp.arange(64, dtype=jnp.float32).reshape(8, 8), 's': jnp.int32(5)}
   with Checkpointer(tmp_path) as c:
     c.save(1, state, {'a': 1})
-  child = _python(f'''
+  child = _python(
+      f"""
       import jax, numpy as np, jax.numpy as jnp
       from jax.sharding import PartitionSpec as P, NamedSharding
       from lmjax.checkpoint import Checkpointer
@@ -401,9 +464,51 @@ def test_one_device_to_eight_and_back(tmp_path):
         np.testing.assert_array_equal(state['w'], np.arange(64.).reshape(8, 8))
         c.save(2, jax.tree.map(lambda x: x + 1, state), cursor)
       print('ok')
-      ''', XLA_FLAGS='--xla_force_host_platform_device_count=8')
+      """,
+      XLA_FLAGS='--xla_force_host_platform_device_count=8',
+  )
   assert child.communicate()[0] == 'ok\n'
   out, _ = Checkpointer(tmp_path).restore(2, _like(state))
   np.testing.assert_array_equal(out['w'], np.asarray(state['w']) + 1)
   assert len(out['w'].devices()) == 1
   assert (Checkpointer(tmp_path).restore_params(2)['w'] == np.asarray(state['w']) + 1).all()
+
+
+def test_two_processes_save_and_restore_as_one(tmp_path):
+  """Each holds half of an array; the first writes the manifest, and all learn of its failure."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  code = f"""
+      import jax, numpy as np
+      jax.distributed.initialize('localhost:{port}', 2, {{}})
+      from jax.sharding import NamedSharding, PartitionSpec as P
+      from lmjax import manifest
+      from lmjax.checkpoint import Checkpointer
+      mesh = jax.make_mesh((2,), ('data',))
+      w = jax.make_array_from_callback((4,), NamedSharding(mesh, P('data')), lambda i: np.arange(4, dtype=np.float32)[i])
+      c = Checkpointer({str(tmp_path)!r}, keep_last=1)
+      for step in (1, 2):
+        c.save(step, {{{{'w': w}}}}, {{{{'step': step}}}}, {{{{'loss': -step}}}})
+      c.wait()
+      assert (c.steps(), c.latest(), c.best()) == ([2], 2, 2), c.steps()
+      out, cursor = c.restore(2, {{{{'w': jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding)}}}})
+      assert cursor == {{{{'step': 2}}}} and (np.asarray(out['w'].addressable_data(0)) == np.asarray(w.addressable_data(0))).all()
+      try:
+        c.restore(2, {{{{'w': jax.ShapeDtypeStruct((5,), w.dtype)}}}})
+      except ValueError as e:
+        print('refused' if 'float32[5] here' in str(e) else e)
+      def full(*_, **__):
+        raise OSError('No space left')
+      if jax.process_index() == 0:
+        manifest.write = full
+      try:
+        c.save(3, {{{{'w': w}}}}, {{{{}}}})
+        c.close()
+      except RuntimeError as e:
+        print('failed' if 'No space left' in str(e) else e)
+      """
+  children = [_python(textwrap.dedent(code).format(i)) for i in (0, 1)]
+  outs = [c.communicate(timeout=120)[0] for c in children]
+  for out in outs:
+    assert out.splitlines()[-2:] == ['refused', 'failed'], outs

@@ -17,7 +17,9 @@ def step_dir(tmp_path):
   (path / 'state' / 'd').mkdir(parents=True)
   (path / 'state' / 'd' / 'a').write_bytes(bytes(range(256)) * 40)
   (path / 'cursor').write_text('{}')
-  manifest.write(path, 7, leaves={'x': manifest.describe(np.zeros((2, 3)))}, scores={'loss': 1.}, version='1')
+  manifest.write(
+      path, 7, leaves={'x': manifest.describe(np.zeros((2, 3)))}, scores={'loss': 1.0}, version='1'
+  )
   return path
 
 
@@ -26,7 +28,10 @@ def test_an_untouched_checkpoint_has_no_problems(step_dir):
   body = manifest.read(step_dir)
   assert body['step'] == 7 and body['lmjax'] == '1' and body['scores'] == {'loss': 1.}
   assert body['leaves'] == {'x': {'shape': [2, 3], 'dtype': 'float64'}}
-  assert sorted(body['files']) == ['cursor', 'state/d/a'] and body['files']['state/d/a']['size'] == 10240
+  assert (
+      sorted(body['files']) == ['cursor', 'state/d/a']
+      and body['files']['state/d/a']['size'] == 10240
+  )
 
 
 def _flip(path):
@@ -43,7 +48,10 @@ def test_each_kind_of_damage_is_named(step_dir):
   assert manifest.verify(step_dir) == [f'{step_dir}/state/d/a has 5 bytes, 10240 were saved']
   (step_dir / 'state/d/a').unlink()
   (step_dir / 'cursor').write_text('[]')
-  assert manifest.verify(step_dir) == [f'{step_dir}/state/d/a is missing', f'{step_dir}/cursor does not match its checksum']
+  assert manifest.verify(step_dir) == [
+      f'{step_dir}/state/d/a is missing',
+      f'{step_dir}/cursor does not match its checksum',
+  ]
 
 
 def test_extra_files_are_no_problem(step_dir):
@@ -60,7 +68,8 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_seen(step_dir):
     path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1:])
     if not manifest.verify(step_dir, checksums=False):
       missed.append(i)
-  # Only layout may differ without consequence: spaces between tokens are not part of what the manifest says.
+  # Only layout may differ without consequence: spaces between tokens are not part of what the
+  # manifest says.
   assert all(whole[i:i + 1].isspace() for i in missed), [whole[max(0, i - 9):i + 9] for i in missed]
   path.write_bytes(whole[:-20])
   with pytest.raises(manifest.ManifestError, match='cannot be read'):
@@ -90,7 +99,12 @@ def test_removal_does_not_follow_links(step_dir, tmp_path):
   (tmp_path / 'precious').mkdir()
   (tmp_path / 'precious' / 'file').write_text('x')
   os.symlink(tmp_path / 'precious', step_dir / 'link')
-  assert sorted(manifest.walk(manifest.epath.Path(step_dir))) == ['cursor', 'link', 'manifest.json', 'state/d/a']
+  assert sorted(manifest.walk(manifest.epath.Path(step_dir))) == [
+      'cursor',
+      'link',
+      'manifest.json',
+      'state/d/a',
+  ]
   manifest.remove(step_dir)
   assert (tmp_path / 'precious' / 'file').exists() and os.path.islink(step_dir / 'link')
 
@@ -105,7 +119,9 @@ def test_an_interrupted_removal_can_be_finished(step_dir, monkeypatch):
     m.setattr(type(manifest.epath.Path(step_dir)), 'unlink', killed)
     with pytest.raises(KeyboardInterrupt):
       manifest.remove(step_dir)
-  assert calls and not (step_dir / manifest.NAME).exists()  # never offered again, and still known to be ours
+  assert (
+      calls and not (step_dir / manifest.NAME).exists()
+  )  # never offered again, and still known to be ours
   manifest.remove(step_dir)
   assert not step_dir.exists()
 
@@ -137,7 +153,10 @@ class Pair:
 
 
 jax.tree_util.register_pytree_with_keys(
-    Pair, lambda p: (((jax.tree_util.GetAttrKey('x'), 1), (jax.tree_util.GetAttrKey('x'), 2)), None), lambda *_: Pair())
+    Pair,
+    lambda p: (((jax.tree_util.GetAttrKey('x'), 1), (jax.tree_util.GetAttrKey('x'), 2)), None),
+    lambda *_: Pair(),
+)
 
 
 @pytest.mark.parametrize('tree', [jnp.zeros(1), {'p': Pair()}])

@@ -21,7 +21,9 @@ def test_merge_weighs_by_tokens_not_by_batch():
 
 
 def test_merge_is_traceable_and_nothing_weighed_is_nan():
-  out = jax.jit(metrics.merge)({'x': (jnp.ones(()), jnp.zeros(()))}, {'x': (jnp.ones(()), jnp.zeros(()))})
+  out = jax.jit(metrics.merge)(
+      {'x': (jnp.ones(()), jnp.zeros(()))}, {'x': (jnp.ones(()), jnp.zeros(()))}
+  )
   assert math.isnan(metrics.means(out)['x'])
 
 
@@ -33,7 +35,9 @@ def test_stderr_equals_numpy():
 
 
 def test_ratio_stderr_matches_the_spread_of_repeated_draws():
-  """Rows share a level, so that counting tokens as independent would understate the error about fivefold."""
+  """Rows share a level, so that counting tokens as independent would understate the error about
+  fivefold.
+  """
   rng, found, means = np.random.default_rng(0), [], []
   for _ in range(400):
     w = rng.integers(10, 50, 40).astype(float)
@@ -73,14 +77,29 @@ def _lines(path):
 
 def test_numbers_are_kept_in_full_and_odd_ones_stay_json(tmp_path):
   with tracking.Tracker(tmp_path, tensorboard=False) as t:
-    t.log('train', 1, {'loss': 0.1 + 0.2, 'a': math.nan, 'b': np.float32(math.inf), 'c': -math.inf, 'n': np.int64(2**60),
-                       'bf': jnp.bfloat16(1.5), 'x': [1., math.nan]})
+    t.log(
+        'train',
+        1,
+        {
+            'loss': 0.1 + 0.2,
+            'a': math.nan,
+            'b': np.float32(math.inf),
+            'c': -math.inf,
+            'n': np.int64(2**60),
+            'bf': jnp.bfloat16(1.5),
+            'x': [1.0, math.nan],
+        },
+    )
     t.log('sample', 1, {'text': 'NaN'})
   raw = _lines(tmp_path)[0]
   assert raw['loss'] == 0.1 + 0.2 and raw['n'] == 2**60 and raw['bf'] == 1.5
   assert [raw[k] for k in 'abc'] == ['NaN', 'Infinity', '-Infinity']
   line, sample = tracking.read_metrics(tmp_path)
-  assert math.isnan(line['a']) and (line['b'], line['c']) == (math.inf, -math.inf) and math.isnan(line['x'][1])
+  assert (
+      math.isnan(line['a'])
+      and (line['b'], line['c']) == (math.inf, -math.inf)
+      and math.isnan(line['x'][1])
+  )
   assert sample['text'] == 'NaN'
 
 

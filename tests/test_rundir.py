@@ -21,9 +21,15 @@ def _open(path, config=CONFIG, fingerprint='aa', **kw):
 def test_a_fresh_directory_holds_config_command_and_versions(tmp_path):
   run = _open(tmp_path / 'a' / 'b', command=['python', '-m', 'x', '--config.a=two words'])
   assert not run.resumed and run.checkpoints == run.path / 'checkpoints'
-  assert json.loads((run.path / 'config.json').read_text()) == CONFIG | {'shape': [1, 2]} == rundir.read_config(run.path)
+  assert (
+      json.loads((run.path / 'config.json').read_text())
+      == CONFIG | {'shape': [1, 2]}
+      == rundir.read_config(run.path)
+  )
   assert (run.path / 'fingerprint.txt').read_text() == 'aa\n'
-  assert (run.path / 'command.txt').read_text().rstrip().endswith("python -m x '--config.a=two words'")
+  assert (
+      (run.path / 'command.txt').read_text().rstrip().endswith("python -m x '--config.a=two words'")
+  )
   versions = json.loads((run.path / 'versions.json').read_text())[-1]
   import jax
   assert versions['jax'] == jax.__version__ and versions['device'] and 'commit' in versions
@@ -41,7 +47,10 @@ def test_new_versions_are_appended(tmp_path, monkeypatch):
   _open(tmp_path)
   monkeypatch.setattr(rundir, 'versions', lambda: {'jax': 'next'})
   _open(tmp_path)
-  assert [v['jax'] == 'next' for v in json.loads((tmp_path / 'versions.json').read_text())] == [False, True]
+  assert [v['jax'] == 'next' for v in json.loads((tmp_path / 'versions.json').read_text())] == [
+      False,
+      True,
+  ]
 
 
 def test_another_config_is_refused_with_both_values(tmp_path):
@@ -90,8 +99,15 @@ def test_a_directory_of_another_program_is_refused(tmp_path, name):
   assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == 'theirs'
 
 
-@pytest.mark.parametrize('bad, why', [('', 'is empty'), ('gs://bucket/run', 'not a local directory'),
-                                      ('/dev/null', 'is a file'), ('/dev/null/run', 'is a file')])
+@pytest.mark.parametrize(
+    'bad, why',
+    [
+        ('', 'is empty'),
+        ('gs://bucket/run', 'not a local directory'),
+        ('/dev/null', 'is a file'),
+        ('/dev/null/run', 'is a file'),
+    ],
+)
 def test_unusable_paths_get_one_sentence(bad, why):
   with pytest.raises(ValueError, match=why) as e:
     _open(bad)

@@ -24,8 +24,7 @@ import sys
 import tempfile
 import time
 
-LAYERS, WIDTH, HEADS, LENGTH, HIDDEN = 4, 256, 4, 256, 1024
-VOCAB = 260  # the byte tokenizer: 256 bytes and four special ids
+LAYERS, WIDTH, HEADS, LENGTH, VOCAB, HIDDEN = 4, 256, 4, 256, 256, 1024
 CONTESTANTS = ('lmjax', 'lmjax-scan', 'torch-eager', 'torch-compile')
 BASE = 'torch-compile'
 
@@ -42,6 +41,7 @@ def lmjax_step(kind: str, rows: int, overrides):
   from lmjax import build, config
   settings = {
       'steps': '1000000', 'batch_tokens': str(rows * LENGTH), 'data.length': str(LENGTH), 'peak_lr': '1e-3',
+      'data.tokenizer': 'bytes(specials=False)',
       'optim': 'adam(b2=0.999) | decay(rate=1e-4)', 'model.width': str(WIDTH), 'model.depth': str(LAYERS),
       'model.position': 'learned()', 'model.mixer': f'gqa(head_dim={WIDTH // HEADS})',
       'model.ffn': f'gelu(hidden={HIDDEN})', 'model.unroll': '1' if kind.endswith('scan') else str(LAYERS)}

@@ -18,7 +18,8 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
     raise ValueError(f'ids are one row of whole numbers, got {ids.dtype} of shape {ids.shape}')
   wrong = (ids < 0) | (ids >= vocab_size)
   if wrong.any():
-    raise ValueError(f'id {ids[wrong][0]} is not in the vocabulary; ids go from 0 to {vocab_size - 1}')
+    raise ValueError(f'id {ids[wrong][0]} is not in the vocabulary; ids go from 0 to '
+                     f'{vocab_size - 1}')
   return ids.astype(np.int64)
 
 
@@ -33,7 +34,8 @@ def utf8(text: str | bytes) -> bytes:
   try:
     return text.encode('utf-8')
   except UnicodeEncodeError as e:
-    raise ValueError(f'the text is not Unicode: half a surrogate pair, {text[e.start]!r}, at {e.start}') from None
+    raise ValueError(f'the text is not Unicode: half a surrogate pair, {text[e.start]!r}, at '
+                     f'{e.start}') from None
 
 
 def valid_text(text: str | bytes) -> str:

@@ -14,7 +14,8 @@ from lmjax import kinds
 from lmjax.tokenizers import _files
 
 PAIRS = (('encoder.json', 'vocab.bpe'), ('vocab.json', 'merges.txt'))
-PRE_TOKENIZER = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+PRE_TOKENIZER = {
+    'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
 _MARKED = re.compile(r'[<\[].+[>\]]')
 
 
@@ -66,10 +67,12 @@ def _load_pair(folder: pathlib.Path) -> Vocabulary:
   added = {}
   for piece in [p for p in vocab if p not in made]:
     if not _MARKED.fullmatch(piece):
-      raise ValueError(f'{vocab_path}: no line of {merges_path} makes the entry {piece!r}; one of the files may be cut off')
+      raise ValueError(f'{vocab_path}: no line of {merges_path} makes the entry {piece!r}; one of '
+                       f'the files may be cut off')
     added[piece] = (vocab.pop(piece), {'content': piece, 'special': True})
   model = {'type': 'BPE', 'vocab': vocab, 'merges': merges}
-  return Vocabulary(str(folder), model, added, PRE_TOKENIZER, None, (vocab_text.encode(), merges_text.encode()))
+  data = vocab_text.encode(), merges_text.encode()
+  return Vocabulary(str(folder), model, added, PRE_TOKENIZER, None, data)
 
 
 def _merges(text: str, path: pathlib.Path, vocab: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -80,10 +83,12 @@ def _merges(text: str, path: pathlib.Path, vocab: Mapping[str, Any]) -> list[tup
       continue
     pair = tuple(line.split(' '))
     if len(pair) != 2 or not all(pair):
-      raise ValueError(f'{path} line {number} is {line!r}, not two pieces with a space between; the file may be cut off')
+      raise ValueError(f'{path} line {number} is {line!r}, not two pieces with a space between; '
+                       f'the file may be cut off')
     for piece in (*pair, ''.join(pair)):
       if piece not in vocab:
-        raise ValueError(f'{path} line {number} uses {piece!r}, which the vocabulary beside it does not have')
+        raise ValueError(f'{path} line {number} uses {piece!r}, which the vocabulary beside it '
+                         f'does not have')
     out.append(pair)
   return out
 
@@ -98,14 +103,17 @@ def _load_json(path: pathlib.Path) -> Vocabulary:
   _check_model(path, model)
   added = {}
   for entry in spec.get('added_tokens') or ():
-    if not isinstance(entry, dict) or not isinstance(entry.get('content'), str) or not entry['content']:
+    content = entry.get('content') if isinstance(entry, dict) else None
+    if not isinstance(content, str) or not content:
       raise ValueError(f'{path}: added_tokens has an entry without content: {entry!r}')
-    content, i = entry['content'], entry.get('id')
+    i = entry.get('id')
     if model['vocab'].get(content, i) != i:
-      raise ValueError(f'{path}: {content!r} is id {i} in added_tokens and {model["vocab"][content]} in the vocab')
+      raise ValueError(f'{path}: {content!r} is id {i} in added_tokens and '
+                       f'{model["vocab"][content]} in the vocab')
     added[content] = (i, entry)
   model = model | {'vocab': {k: v for k, v in model['vocab'].items() if k not in added}}
-  return Vocabulary(str(path), model, added, _pre_tokenizer(path, spec), spec.get('normalizer'), (text.encode(),))
+  pre = _pre_tokenizer(path, spec)
+  return Vocabulary(str(path), model, added, pre, spec.get('normalizer'), (text.encode(),))
 
 
 def _check_model(path: pathlib.Path, model: Mapping[str, Any]):
@@ -113,15 +121,18 @@ def _check_model(path: pathlib.Path, model: Mapping[str, Any]):
     raise kinds.Unsupported(f'{path} holds a {model.get("type")} model; bpe reads byte-level BPE')
   for key in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
     if model.get(key):
-      raise kinds.Unsupported(f'{path}: model.{key}={model[key]!r} is not supported by bpe, only none')
+      raise kinds.Unsupported(f'{path}: model.{key}={model[key]!r} is not supported by bpe, only '
+                              f'none')
 
 
 def _pre_tokenizer(path: pathlib.Path, spec: Mapping[str, Any]) -> Mapping[str, Any]:
   pre = spec.get('pre_tokenizer') or {}
   types = [p.get('type') for p in steps(pre)]
   if types.count('ByteLevel') != 1 or types[-1] != 'ByteLevel':
-    raise kinds.Unsupported(f'{path} is not byte-level (pre_tokenizer: {" then ".join(map(str, types))}); '
-                            'vocabularies of SentencePiece are read from their own .model file by sentencepiece(path=...)')
+    raise kinds.Unsupported(f'{path} is not byte-level (pre_tokenizer: '
+                            f'{" then ".join(map(str, types))}); '
+                            'vocabularies of SentencePiece are read from their own .model file by '
+                            'sentencepiece(path=...)')
   return pre
 
 
@@ -137,7 +148,8 @@ def loses(vocab: Vocabulary) -> str | None:
   for step in steps(vocab.pre_tokenizer):
     if step.get('add_prefix_space'):
       return 'its pre_tokenizer adds a space in front (add_prefix_space)'
-    if step.get('type') not in ('ByteLevel', 'Split', 'Digits', 'Punctuation') or step.get('behavior') == 'Removed':
+    keeps = step.get('type') in ('ByteLevel', 'Split', 'Digits', 'Punctuation')
+    if not keeps or step.get('behavior') == 'Removed':
       return f'its pre_tokenizer {step.get("type")} may drop characters'
   for content, (_, entry) in vocab.added.items():
     if not entry.get('special') and (entry.get('lstrip') or entry.get('rstrip')):
@@ -148,7 +160,8 @@ def loses(vocab: Vocabulary) -> str | None:
 def _check_ids(vocab: Vocabulary):
   missing = [b for b, c in enumerate(alphabet()) if c not in vocab.model['vocab']]
   if missing:
-    raise kinds.Unsupported(f'{vocab.path}: {len(missing)} of the 256 bytes have no token, such as 0x{missing[0]:02x}; '
+    raise kinds.Unsupported(f'{vocab.path}: {len(missing)} of the 256 bytes have no token, such '
+                            f'as 0x{missing[0]:02x}; '
                             'byte-level BPE needs them all')
   pieces: dict[int, str] = {}
   for piece, i in [*vocab.model['vocab'].items(), *((k, v[0]) for k, v in vocab.added.items())]:
@@ -159,4 +172,5 @@ def _check_ids(vocab: Vocabulary):
     pieces[i] = piece
   gap = next((i for i in range(len(pieces)) if i not in pieces), None)
   if gap is not None:
-    raise ValueError(f'{vocab.path}: no entry has id {gap}, though ids go up to {max(pieces)}; the file may be damaged')
+    raise ValueError(f'{vocab.path}: no entry has id {gap}, though ids go up to {max(pieces)}; '
+                     f'the file may be damaged')

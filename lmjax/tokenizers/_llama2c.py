@@ -27,15 +27,18 @@ def pieces(data: bytes, path: str) -> list[tuple[str, float]]:
     score, size = struct.unpack_from('<fi', data, at)
     piece = data[at + 8:at + 8 + size] if 0 < size <= longest else b''
     if not piece or len(piece) < size:
-      raise ValueError(f'{path} is damaged or cut off: id {len(out)} at byte {at} has length {size}, '
+      raise ValueError(f'{path} is damaged or cut off: id {len(out)} at byte {at} has length '
+                       f'{size}, '
                        f'the longest is {longest} and {len(data) - at - 8} bytes are left')
     try:
       out.append((piece.decode('utf-8'), score))
     except UnicodeDecodeError:
-      raise ValueError(f'{path} is damaged: the piece of id {len(out)} is not UTF-8: {piece!r}') from None
+      raise ValueError(f'{path} is damaged: the piece of id {len(out)} is not UTF-8: '
+                       f'{piece!r}') from None
     at += 8 + size
   if max((len(p.encode()) for p, _ in out), default=0) != longest:
-    raise ValueError(f'{path} is cut off or damaged: it announces a piece of {longest} bytes and has none')
+    raise ValueError(f'{path} is cut off or damaged: it announces a piece of {longest} bytes and '
+                     f'has none')
   return out
 
 
@@ -46,7 +49,8 @@ def to_model(data: bytes, path: str):
   from sentencepiece import sentencepiece_model_pb2 as pb
   found = pieces(data, path)
   if len(found) < 259:
-    raise ValueError(f'{path} is cut off: {len(found)} pieces, and 3 specials and 256 bytes are the least')
+    raise ValueError(f'{path} is cut off: {len(found)} pieces, and 3 specials and 256 bytes are '
+                     f'the least')
   for b in range(256):
     if found[3 + b][0] not in (chr(b), f'<0x{b:02X}>'):
       raise ValueError(f'{path}: id {3 + b} is {found[3 + b][0]!r}, the byte 0x{b:02X} is expected')
@@ -61,7 +65,8 @@ def to_model(data: bytes, path: str):
       piece, type_ = piece.replace(' ', '\u2581'), kind.NORMAL
     model.pieces.add(piece=piece, score=score, type=type_)
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
-  trainer.model_type, trainer.vocab_size, trainer.byte_fallback = pb.TrainerSpec.BPE, len(found), True
+  trainer.model_type, trainer.byte_fallback = pb.TrainerSpec.BPE, True
+  trainer.vocab_size = len(found)
   trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, 1, 2, -1
   normalizer.name, normalizer.add_dummy_prefix = 'identity', True
   normalizer.remove_extra_whitespaces, normalizer.escape_whitespaces = False, True

@@ -30,7 +30,8 @@ KNOWN = {
     'pad': ('<pad>', '[PAD]', '<|pad|>'),
     'mask': ('<mask>', '[MASK]', '<|mask|>'),
 }
-_CHUNK = 1 << 18  # characters given to the library at once: it takes some 150 bytes of memory per character
+# Characters given to the library at once; it takes some 150 bytes of memory for each.
+_CHUNK = 1 << 18
 # GPT-2's pattern never joins a character with white space behind it, so a cut in front of white
 # space changes no token.
 _CUT = re.compile(r'\S(?=[ \n\t\r])')
@@ -53,8 +54,8 @@ class Bpe:
   where it is not byte-level.
   """
 
-  def __init__(self, path: str, bos: str | None = 'auto', eos: str | None = 'auto', pad: str | None = 'auto',
-               mask: str | None = 'auto', lossless: bool = True):
+  def __init__(self, path: str, bos: str | None = 'auto', eos: str | None = 'auto',
+               pad: str | None = 'auto', mask: str | None = 'auto', lossless: bool = True):
     vocab = _bpe_files.load(path)
     trouble = _bpe_files.loses(vocab)
     if lossless and trouble:
@@ -66,8 +67,10 @@ class Bpe:
       ids['mask'] = self.vocab_size
       self.vocab_size += 1
     self.bos, self.eos, self.pad, self.mask = ids['bos'], ids['eos'], ids['pad'], ids['mask']
-    ordinary = {k: e for k, (i, e) in vocab.added.items() if not e.get('special') and i not in ids.values()}
-    self._cuttable = vocab.pre_tokenizer == _bpe_files.PRE_TOKENIZER and not (ordinary or vocab.normalizer)
+    ordinary = {k: e for k, (i, e) in vocab.added.items()
+                if not e.get('special') and i not in ids.values()}
+    own_pattern = vocab.pre_tokenizer == _bpe_files.PRE_TOKENIZER
+    self._cuttable = own_pattern and not (ordinary or vocab.normalizer)
     self._library = _library(vocab, ordinary)
     self._bytes, self._byte_ids = _tables(vocab, ordinary, self.vocab_size)
     self._print = _base.digest('bpe', *vocab.data, self.vocab_size, *ids.values())
@@ -108,8 +111,8 @@ class Bpe:
 
   def _pieces(self, text: str | bytes) -> Iterator[str | bytes]:
     for piece in _base.stretches(text):
-      at = 0
-      while isinstance(piece, str) and self._cuttable and (found := _CUT.search(piece, at + _CHUNK)):
+      at, cuttable = 0, isinstance(piece, str) and self._cuttable
+      while cuttable and (found := _CUT.search(piece, at + _CHUNK)):
         yield piece[at:found.end()]
         at = found.end()
       yield piece[at:] if at else piece
@@ -136,7 +139,8 @@ class Bpe:
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     if vocab_size < 257:
-      raise ValueError(f'vocab_size={vocab_size}: byte-level BPE needs at least 257, the bytes and {EOS}')
+      raise ValueError(f'vocab_size={vocab_size}: byte-level BPE needs at least 257, the bytes '
+                       f'and {EOS}')
     if min_frequency < 1:
       raise ValueError(f'min_frequency={min_frequency} must be 1 or more')
     library = Tokenizer(models.BPE())
@@ -146,7 +150,8 @@ class Bpe:
         initial_alphabet=sorted(_bpe_files.alphabet()), show_progress=False))
     got = library.get_vocab_size()
     if got != vocab_size:
-      raise ValueError(f'vocab_size={vocab_size}: the text gives only {got} entries with pairs seen {min_frequency} times or more; '
+      raise ValueError(f'vocab_size={vocab_size}: the text gives only {got} entries with pairs '
+                       f'seen {min_frequency} times or more; '
                        'ask for fewer or give more text')
     return library.to_str().encode()
 
@@ -173,8 +178,9 @@ def _library(vocab: _bpe_files.Vocabulary, ordinary: dict):
   # would number them anew.
   pieces = vocab.model['vocab'] | {k: vocab.added[k][0] for k in ordinary}
   spec = {
-      'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': list(ordinary.values()),
-      'normalizer': vocab.normalizer, 'pre_tokenizer': vocab.pre_tokenizer, 'post_processor': None, 'decoder': None,
+      'version': '1.0', 'truncation': None, 'padding': None,
+      'added_tokens': list(ordinary.values()), 'normalizer': vocab.normalizer,
+      'pre_tokenizer': vocab.pre_tokenizer, 'post_processor': None, 'decoder': None,
       'model': vocab.model | {'vocab': pieces},
   }
   try:
@@ -183,7 +189,8 @@ def _library(vocab: _bpe_files.Vocabulary, ordinary: dict):
     raise ValueError(f'{vocab.path} cannot be loaded: {e}') from None
 
 
-def _tables(vocab: _bpe_files.Vocabulary, ordinary: dict, size: int) -> tuple[list[bytes], np.ndarray]:
+def _tables(vocab: _bpe_files.Vocabulary, ordinary: dict,
+            size: int) -> tuple[list[bytes], np.ndarray]:
   """The bytes of each id (none for specials), and the id of each byte, int32 (256,)."""
   letters = _bpe_files.alphabet()
   of = {c: b for b, c in enumerate(letters)}

@@ -25,7 +25,8 @@ from lmjax.tokenizers import _files
 from lmjax.tokenizers import _llama2c
 
 MASKS = ('<mask>', '[MASK]')
-_LINE = 2000  # characters; the library drops lines longer than `max_sentence_length` bytes, so they are cut before
+# Characters; lines are cut there, since the library drops those past `max_sentence_length` bytes.
+_LINE = 2000
 
 
 @register('tokenizer', lossless=False)
@@ -75,7 +76,8 @@ class SentencePiece:
     return self._print
 
   @classmethod
-  def train(cls, texts: Iterable[str], vocab_size: int, model_type: Literal['unigram', 'bpe'] = 'unigram',
+  def train(cls, texts: Iterable[str], vocab_size: int,
+            model_type: Literal['unigram', 'bpe'] = 'unigram',
             character_coverage: float = 0.9995) -> bytes:
     """The content of a .model file: unk 0, <s> 1, </s> 2, the 256 bytes, then pieces; nothing is
     normalized.
@@ -97,9 +99,10 @@ class SentencePiece:
     out = io.BytesIO()
     try:
       library.SentencePieceTrainer.train(
-          sentence_iterator=itertools.chain([first], lines), model_writer=out, vocab_size=vocab_size, model_type=model_type,
-          character_coverage=character_coverage, byte_fallback=True, normalization_rule_name='identity',
-          remove_extra_whitespaces=False, max_sentence_length=4 * _LINE + 8, num_threads=4, minloglevel=2)
+          sentence_iterator=itertools.chain([first], lines), model_writer=out,
+          vocab_size=vocab_size, model_type=model_type, character_coverage=character_coverage,
+          byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False,
+          max_sentence_length=4 * _LINE + 8, num_threads=4, minloglevel=2)
     except Exception as e:
       raise lines.error or ValueError(f'vocab_size={vocab_size}: {_sentence(e)}') from None
     if lines.error:
@@ -133,7 +136,8 @@ def _import():
     import sentencepiece
     return sentencepiece
   except ImportError as e:
-    raise kinds.Unsupported(f"tokenizer sentencepiece needs the module {e.name}: pip install 'lmjax[sentencepiece]'") from None
+    raise kinds.Unsupported(f"tokenizer sentencepiece needs the module {e.name}: pip install "
+                            f"'lmjax[sentencepiece]'") from None
 
 
 def _parse(data: bytes, path: str):
@@ -150,8 +154,9 @@ def _parse(data: bytes, path: str):
 
 def _specials(model) -> dict[str, int | None]:
   """bos, eos and pad: the pieces that the model names so."""
-  markers = _markers(model)
-  return {role: markers.get(getattr(model.trainer_spec, f'{role}_piece')) for role in ('bos', 'eos', 'pad')}
+  markers, spec = _markers(model), model.trainer_spec
+  return {'bos': markers.get(spec.bos_piece), 'eos': markers.get(spec.eos_piece),
+          'pad': markers.get(spec.pad_piece)}
 
 
 def _markers(model) -> dict[str, int]:
@@ -169,7 +174,8 @@ def _mask(model, name: str | None, path: str) -> int | None:
   if name in markers:
     return markers[name]
   if not name or any(p.piece == name for p in model.pieces):
-    raise ValueError(f'mask={name!r} is an ordinary piece of {path}; name a control piece, or one that the model does not have')
+    raise ValueError(f'mask={name!r} is an ordinary piece of {path}; name a control piece, or one '
+                     f'that the model does not have')
   model.pieces.add(piece=name, score=0.0, type=model.pieces[0].CONTROL)
   return len(model.pieces) - 1
 

@@ -11,8 +11,10 @@ import hypothesis
 from lmjax import registry
 
 _DRAW = random.Random(0)
-_WORDS = [''.join(_DRAW.choices(('ka', 'lo', 'mi', 'ter', 'sun', 'ing', 'é', 'the'), k=_DRAW.randint(1, 4))) for _ in range(400)]
-TEXT = ''.join(f'The cat no. {i} {" ".join(_DRAW.choices(_WORDS, k=8))}, didn\'t it?\n\n\tnaïve 北京 café\n' for i in range(60))
+_SYLLABLES = ('ka', 'lo', 'mi', 'ter', 'sun', 'ing', 'é', 'the')
+_WORDS = [''.join(_DRAW.choices(_SYLLABLES, k=_DRAW.randint(1, 4))) for _ in range(400)]
+TEXT = ''.join(f'The cat no. {i} {" ".join(_DRAW.choices(_WORDS, k=8))}, '
+               'didn\'t it?\n\n\tnaïve 北京 café\n' for i in range(60))
 quick = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -26,7 +28,8 @@ def pair(folder):
   """GPT-2's two files, from a trained tokenizer.json."""
   spec = json.loads(trained('bpe', folder, 300).read_text())['model']
   (folder / 'encoder.json').write_text(json.dumps(spec['vocab']))
-  (folder / 'vocab.bpe').write_text('#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in spec['merges']))
+  merges = ''.join(f'{a} {b}\n' for a, b in spec['merges'])
+  (folder / 'vocab.bpe').write_text('#version: 0.2\n' + merges)
   return folder
 
 
@@ -40,18 +43,29 @@ def rich(folder):
                            dict(id=301, content='   ', special=False, **flags)]
   spec['truncation'] = dict(direction='Right', max_length=3, strategy='LongestFirst', stride=0)
   spec['pre_tokenizer'] = dict(type='Sequence', pretokenizers=[
-      dict(type='Split', pattern=dict(Regex=r'\p{N}{1,3}| ?\p{L}+|\s+'), behavior='Isolated', invert=False),
+      dict(type='Split', pattern=dict(Regex=r'\p{N}{1,3}| ?\p{L}+|\s+'), behavior='Isolated',
+           invert=False),
       dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=False)])
   spec['post_processor'] = dict(
-      type='TemplateProcessing', pair=[], single=[dict(SpecialToken=dict(id='<mask>', type_id=0)), dict(Sequence=dict(id='A', type_id=0))],
+      type='TemplateProcessing', pair=[],
+      single=[dict(SpecialToken=dict(id='<mask>', type_id=0)),
+              dict(Sequence=dict(id='A', type_id=0))],
       special_tokens={'<mask>': dict(id='<mask>', ids=[300], tokens=['<mask>'])})
   path = folder / 'tokenizer.json'
   path.write_text(json.dumps(spec))
   return path
 
 
-def llama2c(folder, pieces=((' ', -9.), ('a', -9.), ('b', -9.), ('c', -9.), ('ab', -2.), (' a', -3.), ('bc', -1.), ('  ', -8.))):
-  rows = [('<unk>', 0.), ('\n<s>\n', 0.), ('\n</s>\n', 0.)] + [(chr(b), 0.) for b in range(256)] + list(pieces)
+def _sentencepiece(folder, **options):
+  return trained('sentencepiece', folder, 330, **options)
+
+
+def llama2c(folder):
+  """A tokenizer.bin of llama2.c."""
+  rows = [('<unk>', 0.), ('\n<s>\n', 0.), ('\n</s>\n', 0.)]
+  rows += [(chr(b), 0.) for b in range(256)]
+  rows += [(' ', -9.), ('a', -9.), ('b', -9.), ('c', -9.)]
+  rows += [('ab', -2.), (' a', -3.), ('bc', -1.), ('  ', -8.)]
   rows = [(p.encode(), s) for p, s in rows]
   path = folder / 'tokenizer.bin'
   path.write_bytes(struct.pack('<i', max(len(p) for p, _ in rows)) +
@@ -65,8 +79,9 @@ def tricky(folder):
   """
   import sentencepiece
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(TEXT.replace('\n', ' \n').split('\n')), model_prefix=str(folder / 'sp'), vocab_size=400, model_type='bpe',
-      byte_fallback=True, control_symbols=['^'], user_defined_symbols=['<mask>'], pad_id=3, minloglevel=2)
+      sentence_iterator=iter(TEXT.split('\n')), model_prefix=str(folder / 'sp'), vocab_size=400,
+      model_type='bpe', byte_fallback=True, control_symbols=['^'],
+      user_defined_symbols=['<mask>'], pad_id=3, minloglevel=2)
   return folder / 'sp.model'
 
 
@@ -82,8 +97,8 @@ ROWS = {
         'rich': lambda d: f'bpe(path="{rich(d)}")',
     },
     'sentencepiece': {
-        'bpe': lambda d: f'sentencepiece(path="{trained("sentencepiece", d, 330, model_type="bpe")}")',
-        'unigram': lambda d: f'sentencepiece(path="{trained("sentencepiece", d, 330)}", mask="<mask>")',
+        'bpe': lambda d: f'sentencepiece(path="{_sentencepiece(d, model_type="bpe")}")',
+        'unigram': lambda d: f'sentencepiece(path="{_sentencepiece(d)}", mask="<mask>")',
         'llama2c': lambda d: f'sentencepiece(path="{llama2c(d)}")',
         'tricky': lambda d: f'sentencepiece(path="{tricky(d)}")',
     },

@@ -18,7 +18,8 @@ from _tokenizers import ROWS
 from _tokenizers import TEXT
 from lmjax import registry
 
-SPECIALS = ('<|endoftext|>', '<s>', '</s>', '<unk>', '<mask>', '<pad>', '[MASK]', '<0x41>', '<special\u25811>', '^')
+SPECIALS = ('<|endoftext|>', '<s>', '</s>', '<unk>', '<mask>', '<pad>', '[MASK]', '<0x41>',
+            '<special\u25811>', '^')
 
 
 @pytest.fixture(scope='module', params=ALL, ids='-'.join)
@@ -193,13 +194,15 @@ def test_trained_vocabulary_has_the_size_asked_and_is_deterministic(tmp_path):
       train(broken(), 320)
 
 
-@pytest.mark.parametrize('name', [n for n in ROWS if 'path' in registry.signature(registry.get('tokenizer', n))])
+@pytest.mark.parametrize('name', [
+    n for n in ROWS if 'path' in registry.signature(registry.get('tokenizer', n))])
 def test_bad_files(tmp_path, name):
   path = tmp_path / 'vocabulary'
   with pytest.raises(ValueError, match=f'no file {path}'):
     make(f'{name}(path="{path}")')
   packed = lzma.compress(os.urandom(2000))
-  for data in (packed[:-20], packed[:100], b'\x80\x04K\x01.', b'[1, 2]', b'{"model"', os.urandom(500), b''):
+  for data in (packed[:-20], packed[:100], b'\x80\x04K\x01.', b'[1, 2]', b'{"model"',
+               os.urandom(500), b''):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=str(path)) as e:
       make(f'{name}(path="{path}")')

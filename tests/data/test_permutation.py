@@ -27,7 +27,7 @@ def test_bijective_any(n, seed):
 @given(n=st.integers(2**33, 2**62), i=st.integers(0, 2**33 - 1))
 def test_huge_domains(n, i):
   p = Permutation(n, 5)
-  near = p[np.array([i, i + 1, (i + 2) % n])]
+  near = p[np.array([i, (i + 1) % n, (i + 2) % n])]
   assert len(set(near.tolist())) == 3 and near.min() >= 0 and near.max() < n
   assert near[0] == p[i]  # one at a time is the same
 

@@ -38,7 +38,7 @@ def test_round_trip(tmp_path, tok, bos, eos):
     want = [tok.bos] * bos + list(text.encode()) + [tok.eos] * eos if text else []
     assert ids.tolist() == want
   assert got.bytes == sum(len(t.encode()) for t in TEXTS)
-  assert got.words == 6 and got.bytes_per_token == got.bytes / len(got.tokens)
+  assert got.words == 7 and got.bytes_per_token == got.bytes / len(got.tokens)
   assert got.tokens.dtype == np.uint16 and isinstance(got.tokens, np.memmap)
   got.verify()
 

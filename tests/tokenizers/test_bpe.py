@@ -14,6 +14,8 @@ from _tokenizers import quick
 from lmjax import registry
 from lmjax.tokenizers import bpe as bpe_lib
 
+WORDS = ['cat', ' cat', '  ', '\n', "'s", '12', '!?', '\x1c', '\u3000', '\xa0', '北']
+
 
 def test_gpt2_vectors(test_data):
   folder = test_data / 'tokenizers' / 'gpt2'
@@ -47,8 +49,7 @@ def test_bpe_gives_the_ids_of_the_library(tmp_path):
 
 
 @quick
-@hypothesis.given(words=st.lists(st.sampled_from(['cat', ' cat', '  ', '\n', "'s", '12', '!?', '\x1c', '\u3000', '\xa0', '北']), max_size=40),
-                  chunk=st.integers(1, 9))
+@hypothesis.given(words=st.lists(st.sampled_from(WORDS), max_size=40), chunk=st.integers(1, 9))
 def test_long_texts_are_cut_where_no_token_is(tok_trained, words, chunk):
   text = ''.join(words)
   whole = tok_trained.encode(text)
@@ -84,7 +85,8 @@ BAD_JSON = {
     'model.vocab.x7': ('5', "the id of 'x7' is '5'"),
     'model.vocab': ({'a': 0}, '255 of the 256 bytes have no token'),
     'model': (3, 'not a tokenizer.json'),
-    'added_tokens': ([dict(id=7, content='<|endoftext|>', special=True)], 'is id 7 in added_tokens and 0 in the vocab'),
+    'added_tokens': ([dict(id=7, content='<|endoftext|>', special=True)],
+                     'is id 7 in added_tokens and 0 in the vocab'),
 }
 
 
@@ -112,7 +114,9 @@ def test_bpe_pair_refuses_damage(tmp_path):
   folder = _tokenizers.pair(tmp_path)
   spec, merges = f'bpe(path="{folder}")', folder / 'vocab.bpe'
   whole = merges.read_text()
-  for text, words in ((whole[:whole.index('\n', 200)], 'may be cut off'), (whole + 'c', 'line [0-9]+ is'), (whole + 'q zz', "uses 'zz'")):
+  cut = whole[:whole.index('\n', 200)]
+  for text, words in ((cut, 'may be cut off'), (whole + 'c', 'line [0-9]+ is'),
+                      (whole + 'q zz', "uses 'zz'")):
     merges.write_text(text)
     with pytest.raises(ValueError, match=words):
       make(spec)

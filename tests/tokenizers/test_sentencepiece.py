@@ -17,10 +17,12 @@ def test_llama2_vectors(test_data):
   folder = test_data / 'tokenizers' / 'llama2_32k'
   tok = make(f'sentencepiece(path="{folder}/tokenizer.bin.xz")')
   assert (tok.vocab_size, tok.bos, tok.eos, tok.pad, tok.mask) == (32000, 1, 2, None, None)
-  rows = [json.loads(line) for line in (folder / 'test_vectors.jsonl').read_text(encoding='utf8').splitlines()]
+  lines = (folder / 'test_vectors.jsonl').read_text(encoding='utf8').splitlines()
+  rows = [json.loads(line) for line in lines]
   assert len(rows) == 25
   for row in rows:
-    assert tok.encode(row['text']).tolist() == row['ids'] and tok.decode(row['ids']) == row['text'], row['text']
+    assert tok.encode(row['text']).tolist() == row['ids'], row['text']
+    assert tok.decode(row['ids']) == row['text']
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +39,8 @@ def test_llama2c_merges_the_best_pair_first(llama2c, text):
   pieces = {' ': 259, 'a': 260, 'b': 261, 'c': 262, 'ab': 263, ' a': 264, 'bc': 265, '  ': 266}
   score = {'ab': -2., ' a': -3., 'bc': -1., '  ': -8.}
   run = list(' ' + text)
-  while pairs := [(-score[a + b], i) for i, (a, b) in enumerate(zip(run, run[1:])) if a + b in score]:
+  while pairs := [(-score[a + b], i) for i, (a, b) in enumerate(zip(run, run[1:]))
+                  if a + b in score]:
     i = min(pairs)[1]
     run[i:i + 2] = [run[i] + run[i + 1]]
   want = [i for p in run for i in ([pieces[p]] if p in pieces else [b + 3 for b in p.encode()])]
@@ -46,8 +49,9 @@ def test_llama2c_merges_the_best_pair_first(llama2c, text):
 
 
 @quick
-@hypothesis.given(text=st.text(max_size=40).filter(lambda t: '\u2581' not in t) | st.text(' \n\ta', max_size=12))
+@hypothesis.given(text=st.text(max_size=40) | st.text(' \n\ta', max_size=12))
 def test_trained_sentencepiece_gives_text_back(sp_trained, text):
+  text = text.replace('\u2581', '')  # the library's space sign comes back as a space
   assert sp_trained.decode(sp_trained.encode(text)) == text
 
 
@@ -71,10 +75,13 @@ def test_sentencepiece_refuses_damage(tmp_path):
   path = _tokenizers.llama2c(tmp_path)
   whole = path.read_bytes()
   model = _tokenizers.trained('sentencepiece', tmp_path, 330).read_bytes()
-  cases = ((whole[:-3], 'cut off: id 266'), (whole[:-1], 'cut off: id 266'), (whole[:2000], 'cut off'), (whole + b'\0\0', 'cut off'),
-           (whole[:4] + whole[4:].replace(b'\x01\0\0\0A', b'\x01\0\0\0B'), 'the byte 0x41 is expected'),
-           (b'\x40' + whole[1:], 'announces a piece of 64 bytes'), (model[:-40], 'cut off'), (model[:500], 'cut off'),
-           (b'{"model": {}}', 'not a SentencePiece'), (b'', 'not a SentencePiece'))
+  cases = (
+      (whole[:-3], 'cut off: id 266'), (whole[:-1], 'cut off: id 266'),
+      (whole[:2000], 'cut off'), (whole + b'\0\0', 'cut off'),
+      (whole.replace(b'\x01\0\0\0A', b'\x01\0\0\0B'), 'the byte 0x41 is expected'),
+      (b'\x40' + whole[1:], 'announces a piece of 64 bytes'),
+      (model[:-40], 'cut off'), (model[:500], 'cut off'),
+      (b'{"model": {}}', 'not a SentencePiece'), (b'', 'not a SentencePiece'))
   for data, words in cases:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f'{path}.*{words}'):

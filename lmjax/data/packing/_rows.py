@@ -8,8 +8,9 @@ from lmjax.data import permutation
 class StreamRows:
   """Rows cut from one stream of documents laid end to end, as a `kinds.RowPlan`.
 
-  Row i covers the stream's tokens [first + i T, first + (i + 1) T) as inputs, and up to `lookahead` more as targets. With
-  `circular` the stream is a ring, else it ends.
+  Row i covers the stream's tokens [first + i T, first + (i + 1) T) as inputs, and up to `lookahead` more as targets. The last
+  row is short unless T divides the stream; it holds one target more, since further ones would stand where inputs are read and
+  so be inputs twice. With `circular` the stream is a ring, else it ends.
   """
 
   def __init__(self, documents, lengths, *, row_tokens: int, lookahead: int, first: int = 0, circular: bool = False,
@@ -32,7 +33,7 @@ class StreamRows:
     i = i if self._order is None else self._order[i]
     inputs = min(self._row, self._total - i * self._row)
     start = self._first + i * self._row
-    stop = start + inputs + self._lookahead
+    stop = start + inputs + (self._lookahead if inputs == self._row else min(self._lookahead, 1))
     if not self._circular:
       return self._spans(start, min(stop, self._total))
     start, stop = start % self._total, start % self._total + stop - start
@@ -88,10 +89,11 @@ def row_order(rows: int, seed: int, epoch: int) -> permutation.Permutation:
 def windows(documents, lengths, *, row_tokens: int, lookahead: int) -> np.ndarray:
   """(pieces, 3): each document whole, or cut into windows of row_tokens + lookahead tokens, one every row_tokens.
 
-  Consecutive windows share `lookahead` tokens, so that every token has its targets in one window and none twice.
+  Consecutive windows share `lookahead` tokens, so that every token is an input with its successor in one window and in no
+  other. A document stays whole up to row_tokens + 1 tokens (row_tokens without lookahead): its last needs no target.
   """
   sizes = lengths[documents]
-  counts = np.maximum(-(-(sizes - lookahead) // row_tokens), 1)
+  counts = np.maximum(-(-(sizes - min(lookahead, 1)) // row_tokens), 1)
   which = np.repeat(np.arange(len(documents)), counts)
   starts = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * row_tokens
   stops = np.minimum(starts + row_tokens + lookahead, sizes[which])

@@ -1,7 +1,7 @@
 """Best-fit packing: documents stay whole where they can, and rows are nearly full.
 
-A document longer than a row (row_tokens + lookahead tokens) is cut into windows of that size, one every row_tokens. Then,
-longest first, each piece goes into the row with the least room that still holds it, or into a new one (best-fit decreasing: at
+A document longer than a row (row_tokens + 1 tokens, the last being only a target; row_tokens where the objective needs no lookahead)
+is cut into windows of row_tokens + lookahead tokens, one every row_tokens. Then, longest first, each piece goes into the row with the least room that still holds it, or into a new one (best-fit decreasing: at
 most 11/9 of the fewest rows, plus a constant). Room is a whole number below the row's size, so rows are kept by room and the
 set of rooms in use is one integer's bits: a piece costs a shift, not a search.
 
@@ -35,7 +35,8 @@ class BestFit:
       pieces = pieces[order[np.arange(len(pieces))]]
     sizes = pieces[:, 2] - pieces[:, 1]
     pieces = pieces[np.argsort(-sizes, kind='stable')]
-    rows, count = assign(pieces[:, 2] - pieces[:, 1], row_tokens + lookahead)
+    room = row_tokens + min(lookahead, 1)  # beyond it stand only targets of one long window
+    rows, count = assign(np.minimum(pieces[:, 2] - pieces[:, 1], room), room)
     order = _rows.row_order(count, seed, epoch) if self.shuffle and count else None
     return _rows.ListedRows(pieces, rows, count, order)
 

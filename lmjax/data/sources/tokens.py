@@ -32,7 +32,8 @@ class Tokens:
 
   @staticmethod
   def check(path, dtype, eos):
-    del path
+    if not path:
+      raise ValueError("path='': a prepared folder or a file of ids is expected")
     if dtype is not None and dtype not in _INTEGERS:
       raise ValueError(f'dtype={dtype!r}: one of {", ".join(_INTEGERS)} is expected')
     if eos is not None and eos < 0:

@@ -1,0 +1,36 @@
+"""Clipping each tensor's update by its root mean square.
+
+  update <- update / max(1, RMS(update) / rms),   RMS(u) = sqrt(mean(u^2)) over one tensor of one layer, in float32
+
+Shazeer and Stern, 2018 (Adafactor, arXiv:1804.04235, section 6), d = 1. Placed behind `adam` it bounds the step of a tensor
+whose second moment lags a sudden gradient; Adafactor clips before its momentum: `adam(b1=0.0) | clip_update() | sgd(...)`. StableAdamW
+(Wortsman et al., 2023, arXiv:2304.13013) is another rule: it divides by the RMS of g / sqrt(v), free of momentum, and
+shortens the decay as well.
+
+Layers and experts stacked in one array are clipped one by one: a stack is no tensor, and the same model unrolled must train
+alike. No state. An update beyond the range of float32 squares becomes 0 here; the step has refused its gradient by then.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmjax.optim import _base
+from lmjax.registry import register
+
+
+@register('optim')
+def clip_update(rms: float = 1.0, *, facts) -> optax.GradientTransformationExtraArgs:
+  """Clips the RMS of each layer's tensor; ValueError for rms not above 0. `facts` name the stacked axes."""
+  _base.positive('clip_update.rms', rms)
+
+  def clip(u, fact):
+    stack, ins, outs = fact.axes()
+    size = jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(ins + outs), keepdims=True))
+    return u / jnp.maximum(1.0, size / rms)
+
+  def update(updates, params=None):
+    # Mapped over the facts first: a masked-out subtree of the updates has no leaf, and passes.
+    return jax.tree.map(lambda fact, sub: jax.tree.map(lambda u: clip(u, fact), sub), facts, updates)
+
+  return _base.in_float32(optax.stateless(update))

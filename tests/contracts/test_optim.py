@@ -1,0 +1,402 @@
+"""The contract of optimizer parts, run over every registered part.
+
+ROWS has one entry a part: the specs that are tried, a float64 NumPy reference, and what is expected of it. A part without an
+entry fails the suite.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+import warnings
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmjax import registry
+from lmjax.parallel.facts import Fact
+
+FACTS = {
+    'matrix': Fact(('embed', 'mlp'), ('embed',)),
+    'table': Fact(('vocab', 'embed'), ('vocab',), 'embed'),
+    'place': Fact(('position', 'embed'), ('position',), 'position'),
+    'gain': Fact(('embed',), (), 'norm'),
+    'head_bias': Fact(('heads', 'head_dim'), (), 'bias'),
+    'layers': Fact(('layers', 'embed', 'mlp'), ('embed',)),
+    'inner_layers': Fact(('embed', 'layers', 'mlp'), ('embed',)),
+    'experts': Fact(('layers', 'expert', 'embed', 'mlp'), ('embed',)),
+    'gains': Fact(('layers', 'embed'), (), 'norm'),
+    'gates': Fact(('layers',), (), 'other'),
+}
+SHAPES = {
+    'matrix': (8, 4), 'table': (6, 8), 'place': (4, 8), 'gain': (8,), 'head_bias': (2, 4), 'layers': (3, 8, 4),
+    'inner_layers': (8, 3, 4), 'experts': (3, 2, 8, 4), 'gains': (3, 8), 'gates': (3,)}
+STACKED = {'layers': (0,), 'inner_layers': (1,), 'experts': (0, 1), 'gains': (0,), 'gates': (0,)}
+DECAYED = ('matrix', 'table', 'layers', 'inner_layers', 'experts')
+
+
+# ------------------------------------------------------- float64 references
+# Each takes the part's arguments and returns step(t, g, p, s) -> update, all dictionaries of float64 arrays; t = 1, 2, ...;
+# s is a dictionary that the reference keeps between steps.
+
+
+def ref_adam(a):
+  def step(t, g, p, s):
+    out = {}
+    for k, x in g.items():
+      m, v = s.get(k, (np.zeros_like(x), np.zeros_like(x)))
+      m, v = a['b1'] * m + (1 - a['b1']) * x, a['b2'] * v + (1 - a['b2']) * x * x
+      top = m / (1 - a['b1'] ** t)
+      if a['nesterov']:
+        top = a['b1'] * m / (1 - a['b1'] ** (t + 1)) + (1 - a['b1']) * x / (1 - a['b1'] ** t)
+      out[k], s[k] = top / (np.sqrt(v / (1 - a['b2'] ** t)) + a['eps']), (m, v)
+    return out
+  return step
+
+
+def ref_lion(a):
+  def step(t, g, p, s):
+    out = {}
+    for k, x in g.items():
+      m = s.get(k, np.zeros_like(x))
+      out[k], s[k] = np.sign(a['b1'] * m + (1 - a['b1']) * x), a['b2'] * m + (1 - a['b2']) * x
+    return out
+  return step
+
+
+def ref_sgd(a):
+  def step(t, g, p, s):
+    for k, x in g.items():
+      s[k] = a['momentum'] * s.get(k, 0) + x
+    return {k: x + a['momentum'] * s[k] if a['nesterov'] else s[k] for k, x in g.items()}
+  return step
+
+
+def ref_decay(a):
+  return lambda t, g, p, s: {
+      k: x + a['rate'] * p[k] if a['only'] == 'all' or k in DECAYED else x for k, x in g.items()}
+
+
+def ref_clip(a):
+  def step(t, g, p, s):
+    norm = np.sqrt(sum(np.sum(x * x) for x in g.values()))
+    return {k: x * min(1.0, a['norm'] / norm) for k, x in g.items()}
+  return step
+
+
+def ref_clip_update(a):
+  def one(x):
+    return x / max(1.0, np.sqrt(np.mean(x * x)) / a['rms'])
+
+  def step(t, g, p, s):
+    out = {}
+    for k, x in g.items():
+      out[k] = np.empty_like(x)
+      for where, piece in pieces(k, x):
+        out[k][where] = one(piece)
+    return out
+  return step
+
+
+def pieces(name, x):
+  """The layers of a stacked array as (index, slice); the array itself where it is not stacked."""
+  axes = STACKED.get(name, ())
+  for index in np.ndindex(*(x.shape[i] for i in axes)):
+    where = [slice(None)] * x.ndim
+    for axis, i in zip(axes, index):
+      where[axis] = i
+    yield tuple(where), x[tuple(where)]
+
+
+# ------------------------------------------------------------------ the table
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """specs -> bytes of state a parameter. bad: spec -> the argument at fault. toy: (chain with {} for the spec, peak_lr).
+
+  moves: whether a zero gradient moves parameters (decay does).
+  """
+
+  specs: dict[str, float]
+  reference: typing.Callable
+  bad: dict[str, str]
+  toy: tuple[str, float] = ('{}', 0.1)
+  moves: bool = False
+
+
+ROWS = {
+    'adam': Row(
+        {'adam()': 8, 'adam(b1=0.0, b2=0.5, eps=0.1)': 8, 'adam(nesterov=True)': 8, 'adam(mu_dtype="bfloat16")': 6,
+         'adam(mu_dtype="float32")': 8},
+        ref_adam,
+        {'adam(b1=1.0)': 'b1', 'adam(b1=-0.1)': 'b1', 'adam(b2=1)': 'b2', 'adam(eps=0.0)': 'eps', 'adam(eps=1e999)': 'eps',
+         'adam(mu_dtype="float16")': 'mu_dtype', 'adam(nesterov=1)': 'nesterov'}),
+    'lion': Row({'lion()': 4, 'lion(b1=0.95, b2=0.5)': 4}, ref_lion, {'lion(b1=1.5)': 'b1', 'lion(b2=-1.0)': 'b2'}),
+    'sgd': Row(
+        {'sgd()': 0, 'sgd(momentum=0.9)': 4, 'sgd(momentum=0.9, nesterov=True)': 4}, ref_sgd,
+        {'sgd(momentum=1.0)': 'momentum', 'sgd(momentum=-0.5)': 'momentum', 'sgd(nesterov=True)': 'nesterov'}),
+    'decay': Row(
+        {'decay(rate=0.01)': 0, 'decay(rate=0.01, only="all")': 0, 'decay(rate=0.0)': 0}, ref_decay,
+        {'decay(rate=-0.1)': 'rate', 'decay(rate=1e999)': 'rate', 'decay(only="norms")': 'only'},
+        toy=('sgd() | {}', 0.1), moves=True),
+    'clip': Row({'clip()': 0, 'clip(norm=12.5)': 0}, ref_clip,
+                {'clip(norm=0)': 'norm', 'clip(norm=-1.0)': 'norm', 'clip(norm=1e999)': 'norm'}, toy=('{} | sgd()', 0.2)),
+    'clip_update': Row({'clip_update()': 0, 'clip_update(rms=0.3)': 0}, ref_clip_update,
+                       {'clip_update(rms=0.0)': 'rms', 'clip_update(rms=-2)': 'rms'}, toy=('sgd() | {}', 0.2)),
+}
+SPECS = [(name, spec) for name, row in ROWS.items() for spec in row.specs]
+each = pytest.mark.parametrize('name, spec', SPECS, ids=[s for _, s in SPECS])
+
+
+def test_every_part_has_a_row():
+  assert set(registry.names('optim')) == set(ROWS)
+
+
+def test_every_argument_is_tried():
+  for name, row in ROWS.items():
+    tried = ' '.join([*row.specs, *row.bad])
+    for argument in registry.signature(registry.get('optim', name)):
+      assert f'{argument}=' in tried, f'{name}.{argument} is in no row'
+
+
+# ------------------------------------------------------------------ running a part
+
+
+def chain(spec: str, facts=FACTS):
+  """The optimizer as lmjax builds it: a named chain of the parts."""
+  parts = registry.make_chain('optim', spec, facts=facts)
+  return optax.named_chain(*((k, optax.with_extra_args_support(p())) for k, p in parts.items()))
+
+
+def extras(params):
+  """What the training step hands to every part."""
+  return dict(value=jnp.float32(1.0), obj_fn=lambda p: jnp.float32(1.0), sample_fn=None, rng=jax.random.key(0))
+
+
+def draw(seed: int, dtype='float32', scale: float = 1.0):
+  """One array per fact; layers of a stack differ in size, so that a norm taken over the stack shows."""
+  rng = np.random.default_rng(seed)
+  out = {}
+  for k, shape in SHAPES.items():
+    x = rng.standard_normal(shape)
+    for n, (where, _) in enumerate(pieces(k, x)):
+      x[where] *= scale * 4.0 ** (n - 1)
+    out[k] = jnp.asarray(x, dtype)
+  return out
+
+
+GRADS = [functools.partial(draw, s, scale=c) for s, c in ((1, 1.0), (2, 30.0), (3, 0.01))]
+
+
+def updates_of(tx, params, grads):
+  """Updates of successive steps; the parameters move by a tenth of each."""
+  update, state, out = jax.jit(lambda g, s, p: tx.update(g, s, p, **extras(p))), tx.init(params), []
+  for g in grads:
+    u, state = update(g, state, params)
+    out.append(u)
+    params = jax.tree.map(lambda p, d: p - 0.1 * d, params, u)
+  return out, state
+
+
+def wide(tree):
+  return {k: np.asarray(x, np.float64) for k, x in tree.items()}
+
+
+# ------------------------------------------------------------------ the contract
+
+
+@each
+def test_equals_a_float64_step(name, spec):
+  args = dict(registry.make('optim', spec).args)
+  tol = 2e-2 if args.get('mu_dtype') == 'bfloat16' else 2e-5
+  grads, params = [g() for g in GRADS], draw(0)
+  got, _ = updates_of(chain(spec), params, grads)
+  step, memory, p = ROWS[name].reference(args), {}, wide(params)
+  for t, (g, u) in enumerate(zip(grads, got), 1):
+    want = step(t, wide(g), p, memory)
+    for k in want:
+      np.testing.assert_allclose(wide(u)[k], want[k], rtol=tol, atol=tol * np.abs(want[k]).max(), err_msg=f'step {t} {k}')
+    p = {k: p[k] - 0.1 * want[k] for k in p}
+
+
+@each
+def test_stacked_layers_equal_single_layers(name, spec):
+  def split(tree):
+    return {k: {str(n): x for n, (_, x) in enumerate(pieces(k, v))} for k, v in tree.items()}
+  def alone(k):
+    fact = FACTS[k]
+    kept = tuple(n for i, n in enumerate(fact.names) if i not in STACKED.get(k, ()))
+    return dataclasses.replace(fact, names=kept)
+  params, grads = draw(0), [g() for g in GRADS]
+  facts = {k: {n: alone(k) for n in v} for k, v in split(params).items()}
+  stacked, _ = updates_of(chain(spec), params, grads)
+  single, _ = updates_of(chain(spec, facts), split(params), [split(g) for g in grads])
+  for a, b in zip(stacked, single):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7), split(a), b)
+
+
+@functools.cache
+def toys():
+  """(loss, first parameters, facts, least loss): an ill-conditioned quadratic, and a linear regression by a matrix."""
+  rng = np.random.default_rng(0)
+  target, curvature = rng.standard_normal(8), np.geomspace(0.1, 2.0, 8)
+  x = rng.standard_normal((32, 8)) / np.sqrt(32) * 2
+  y = x @ rng.standard_normal((8, 4)) + 0.5
+  quadratic = lambda p: 0.5 * jnp.sum(curvature * (p['gain'] - target) ** 2)
+  regression = lambda p: 0.5 * jnp.sum((x @ p['matrix'] + p['bias'] - y) ** 2)
+  return {
+      'quadratic': (quadratic, {'gain': jnp.zeros(8)}, {'gain': FACTS['gain']}),
+      'regression': (regression, {'matrix': jnp.zeros((8, 4)), 'bias': jnp.zeros(4)},
+                     {'matrix': FACTS['matrix'], 'bias': Fact(('mlp',), (), 'bias')})}
+
+
+@each
+@pytest.mark.parametrize('toy', ['quadratic', 'regression'])
+def test_converges(name, spec, toy):
+  loss, params, facts = toys()[toy]
+  form, peak = ROWS[name].toy
+  tx, steps = chain(form.format(spec), facts), 400
+
+  def body(carry, i):
+    p, s = carry
+    value, g = jax.value_and_grad(loss)(p)
+    u, s = tx.update(g, s, p, value=value, obj_fn=loss, sample_fn=None, rng=jax.random.key(0))
+    lr = peak * (1 - i / steps)
+    return (jax.tree.map(lambda a, b: a - lr * b, p, u), s), value
+  (last, _), values = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), jnp.arange(steps)))(params)
+  assert np.all(np.isfinite(values))
+  assert loss(last) < 1e-2 * values[0], (float(loss(last)), float(values[0]))
+
+
+@each
+def test_zero_gradient_moves_nothing(name, spec):
+  params = draw(0)
+  zero = jax.tree.map(jnp.zeros_like, params)
+  got, _ = updates_of(chain(spec), params, [zero] * 3)
+  still = all(np.all(np.asarray(u) == 0) for step in got for u in step.values())
+  assert all(np.all(np.isfinite(u)) for step in got for u in step.values())
+  assert still == (not ROWS[name].moves or 'rate=0.0' in spec)
+
+
+@each
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_dtypes_and_bytes_of_state(name, spec, dtype):
+  params = draw(0, dtype)
+  n = sum(p.size for p in params.values())
+  tx = chain(spec)
+  state = tx.init(params)
+  updates, after = jax.eval_shape(lambda g, s, p: tx.update(g, s, p, **extras(p)), params, state, params)
+  kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert kinds(updates) == kinds(params)
+  assert kinds(after) == kinds(state)  # or the step could not be scanned, donated or restored
+  leaves = jax.tree.leaves(state)
+  scalars = [x for x in leaves if x.ndim == 0]
+  stored = sum(x.nbytes for x in leaves if x.ndim)
+  print(f'{spec} with {dtype} parameters: {stored / n:g} bytes a parameter, {sum(x.nbytes for x in scalars)} more; '
+        f'{sorted({str(x.dtype) for x in leaves})}')
+  assert stored / n == ROWS[name].specs[spec]  # the same for bfloat16 parameters: moments are float32
+  assert len(scalars) <= 1
+
+
+@each
+def test_low_precision_gradients_cost_one_rounding(name, spec):
+  grads = [g(dtype='bfloat16') for g in GRADS]
+  tx, params = chain(spec), draw(0, 'bfloat16')
+  raise_to = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  states, update = [tx.init(params), tx.init(raise_to(params))], jax.jit(lambda g, s, p: tx.update(g, s, p, **extras(p)))
+  for g in grads:
+    low, states[0] = update(g, states[0], params)
+    full, states[1] = update(raise_to(g), states[1], raise_to(params))
+    for k in low:
+      assert low[k].dtype == jnp.bfloat16
+      np.testing.assert_allclose(wide(low)[k], wide(full)[k], rtol=2.0 ** -8, atol=1e-30)
+
+
+@each
+def test_runs_compiled_with_the_state_donated(name, spec):
+  tx, params = chain(spec), draw(0)
+  update = jax.jit(lambda g, s, p: tx.update(g, s, p, **extras(p)), donate_argnums=1)
+  want, _ = updates_of(tx, params, [g() for g in GRADS])
+  state, p = tx.init(params), params
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')  # jax warns of a buffer that cannot be reused
+    for g, w in zip(GRADS, want):
+      old = jax.tree.leaves(state)
+      u, state = update(g(), state, p)
+      assert all(x.is_deleted() for x in old)
+      jax.tree.map(np.testing.assert_array_equal, u, w)
+      p = jax.tree.map(lambda a, b: a - 0.1 * b, p, u)
+  assert update._cache_size() == 1
+
+
+@each
+def test_extra_arguments_are_accepted_and_ignored_unless_needed(name, spec):
+  part = registry.make('optim', spec, facts=FACTS)
+  tx, params, g = part(), draw(0), GRADS[0]()
+  assert isinstance(tx, optax.GradientTransformationExtraArgs)
+  if not part.fact('needs'):
+    with_extras, _ = tx.update(g, tx.init(params), params, **extras(params), later_argument=3)
+    without, _ = tx.update(g, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, with_extras, without)
+
+
+@each
+def test_passes_over_what_is_masked_out(name, spec):
+  """A part may be nested in one that gives it some of the parameters; the facts are those of all."""
+  params, g = draw(0), GRADS[0]()
+  tx = optax.masked(chain(spec), {k: k in ('matrix', 'layers') for k in params})
+  got, _ = tx.update(g, tx.init(params), params, **extras(params))
+  np.testing.assert_array_equal(got['gain'], g['gain'])
+  few = {k: params[k] for k in ('matrix', 'layers')}
+  alone = chain(spec, {k: FACTS[k] for k in few})
+  want, _ = alone.update({k: g[k] for k in few}, alone.init(few), few, **extras(few))
+  for k in few:
+    np.testing.assert_allclose(got[k], want[k], rtol=1e-6)
+
+
+@each
+@pytest.mark.parametrize('mode', ['auto', 'explicit'])
+def test_sharded_equals_unsharded(name, spec, mode):
+  if jax.device_count() < 8:
+    pytest.fail('eight simulated devices are needed; tests/conftest.py asks for them')
+  kind = {'auto': AxisType.Auto, 'explicit': AxisType.Explicit}[mode]
+  mesh = jax.make_mesh((4, 2), ('data', 'tensor'), axis_types=(kind, kind), devices=jax.devices()[:8])
+  over = {'embed': 'data', 'mlp': 'tensor', 'vocab': 'tensor', 'head_dim': 'tensor'}
+  place = lambda tree: {k: jax.device_put(x, NamedSharding(mesh, P(*(over.get(n) for n in FACTS[k].names))))
+                        for k, x in tree.items()}
+  params, grads = draw(0), [g() for g in GRADS]
+  want, _ = updates_of(chain(spec), params, grads)
+  with jax.set_mesh(mesh):
+    got, state = updates_of(chain(spec), place(params), [place(g) for g in grads])
+  for a, b in zip(got, want):
+    for k in a:
+      np.testing.assert_allclose(a[k], b[k], rtol=2e-6, atol=1e-7 * np.abs(b[k]).max())
+      assert a[k].sharding.is_equivalent_to(place(params)[k].sharding, a[k].ndim)
+  matrices = [x for x in jax.tree.leaves(state) if x.shape == SHAPES['matrix']]
+  assert all(x.addressable_shards[0].data.shape == (2, 2) for x in matrices)  # a moment is no larger than its parameter's shard
+
+
+BAD = [(spec, argument) for row in ROWS.values() for spec, argument in row.bad.items()]
+
+
+@pytest.mark.parametrize('spec, argument', BAD, ids=[s for s, _ in BAD])
+def test_bad_values_are_refused_in_one_sentence(spec, argument):
+  name, given = spec.split('(')[0], spec.split('=')[1].rstrip(')')
+  with pytest.raises(ValueError) as caught:
+    registry.make('optim', spec, facts=FACTS)()
+  text = str(caught.value)
+  assert re.search(rf'{name}\.{argument}=\S+ is not accepted: .+ expected$', text) and '\n' not in text, text
+  assert given.strip('"').replace('1e999', 'inf') in text, text
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_the_object_refuses_too_and_its_defaults_stand_in_one_place(name):
+  entry = registry.get('optim', name)
+  assert all(p.kind == p.KEYWORD_ONLY or p.default is not p.empty for p in inspect.signature(entry.obj).parameters.values())
+  assert str(registry.make('optim', name)) == str(registry.make('optim', str(registry.make('optim', name))))
