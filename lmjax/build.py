@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,17 @@ from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
 ConfigError = config_lib.ConfigError
+
+
+class Placement(NamedTuple):
+  """Where a leaf lies on a mesh: its partition spec and the shape of one piece."""
+
+  spec: P
+  piece: tuple[int, ...]
+
+
+def is_placement(x) -> bool:
+  return isinstance(x, Placement)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Run:
   def init(self, key) -> train.State:
     """The first state; under a mesh it is created sharded."""
     def make(key):
-      batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), self.batch_shapes(rows=1))
+      batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), self.batch_shapes())
       return train.init_state(facts_lib.unbox(self.objective.init(key, batch)), self.tx)
     shardings = self.shardings()
     return jax.jit(make, out_shardings=shardings)(key) if shardings is not None else jax.jit(make)(key)
@@ -66,25 +77,32 @@ class Run:
     """The abstract state."""
     return jax.eval_shape(lambda v: train.init_state(v, self.tx), self.shapes)
 
-  def shardings(self):
-    """Shardings of the state on the current mesh, or None without one; optimizer moments lie like their parameters."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-      return None
+  def placements(self, mesh):
+    """The state with a `Placement` for each leaf on a mesh; moments lie like their parameters.
+
+    Raises ValueError naming a parameter that does not divide.
+    """
     by_path = {}
-    for (path, fact), (_, shape) in zip(
+    for (path, fact), shape in zip(
         jax.tree_util.tree_leaves_with_path(self.facts, is_leaf=lambda x: isinstance(x, facts_lib.Fact)),
-        jax.tree_util.tree_leaves_with_path(self.shapes)):
+        jax.tree.leaves(self.shapes)):
       keys = tuple(k.key for k in path)[1:]
-      by_path[keys] = (shape.shape, shard.named(mesh, fact.names, shape.shape, '/'.join(keys)))
+      by_path[keys] = (shape.shape, Placement(*shard.pieces(mesh, fact.names, shape.shape, '/'.join(keys))))
     def place(path, leaf):
       keys = tuple(getattr(k, 'key', None) for k in path)
       for n in range(len(keys)):
         found = by_path.get(keys[n:])
         if found is not None and found[0] == leaf.shape:
           return found[1]
-      return NamedSharding(mesh, P())
+      return Placement(P(), leaf.shape)
     return jax.tree_util.tree_map_with_path(place, self.state_shapes)
+
+  def shardings(self):
+    """Shardings of the state on the current mesh, or None without one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+      return None
+    return jax.tree.map(lambda p: NamedSharding(mesh, p.spec), self.placements(mesh), is_leaf=is_placement)
 
 
 def tokenizer(resolved: dict):

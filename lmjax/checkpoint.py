@@ -23,12 +23,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-import lmjax
+from lmjax import checkpoint_tree as tree_lib
 from lmjax import manifest
+from lmjax import rundir
 
 _LOG = logging.getLogger(__name__)
 _TMP = '.orbax-checkpoint-tmp'
-_VERSION = getattr(lmjax, '__version__', '')
 _SHOWN = 5
 
 
@@ -102,9 +102,10 @@ class Checkpointer:
     if step in self._mine:
       self._update_scores(step, scores)
       return
-    leaves = manifest.named_leaves(state)
+    leaves = tree_lib.named_leaves(state)
+    stored = tree_lib.nest({k: tree_lib.storable(v) for k, v in leaves.items()})
     args = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(_nest({k: _storable(v) for k, v in leaves.items()})),
+        state=ocp.args.PyTreeSave(stored),
         cursor=ocp.args.JsonSave(dict(cursor)),
     )
     try:
@@ -114,11 +115,11 @@ class Checkpointer:
     except Exception as e:
       raise CheckpointError(f'saving step {step} to {self.directory} failed: {e}') from e
     self._saving = step
-    described = {k: manifest.describe(v) for k, v in leaves.items()}
+    described = {k: tree_lib.describe(v) for k, v in leaves.items()}
     # Not a daemon: a save that was started is finished even if the run ends without `close`.
     self._thread = threading.Thread(
         target=self._finish,
-        args=(step, described, manifest.empties(state), scores),
+        args=(step, described, tree_lib.empties(state), scores),
         name=f'checkpoint-{step}',
     )
     self._thread.start()
@@ -163,7 +164,7 @@ class Checkpointer:
             leaves=leaves,
             scores=scores,
             empty=empty,
-            version=_VERSION,
+            version=rundir.package_version('lmjax') or '',
         )
         self._retain()
     except BaseException as e:  # kept for the training thread, whatever it is
@@ -233,12 +234,12 @@ class Checkpointer:
       ValueError: a file is damaged (named), or an array's presence, shape or dtype differs (path
         and both values named).
     """
-    wanted = manifest.named_leaves(like)
-    described = {k: manifest.describe(v) for k, v in wanted.items()}
+    wanted = tree_lib.named_leaves(like)
+    described = {k: tree_lib.describe(v) for k, v in wanted.items()}
     body = _from_primary(lambda: self._trusted(step, described))
-    args = {k: _restore_args(wanted[k], body['leaves'][k]) for k in wanted}
-    out = self._load(step, _nest(args), partial=False, cursor=ocp.args.JsonRestore())
-    leaves = [_opened(_find(out.state, k), body['leaves'][k]) for k in wanted]
+    args = {k: tree_lib.restore_args(wanted[k], body['leaves'][k]) for k in wanted}
+    out = self._load(step, tree_lib.nest(args), partial=False, cursor=ocp.args.JsonRestore())
+    leaves = [tree_lib.opened(tree_lib.find(out.state, k), body['leaves'][k]) for k in wanted]
     self._mine.add(step)
     return jax.tree.unflatten(jax.tree.structure(like), leaves), dict(out.cursor)
 
@@ -256,13 +257,15 @@ class Checkpointer:
     top = {k.split('/')[0] for k in [*body['leaves'], *body['empty']]}
     if unknown := sorted(set(only) - top):
       raise ValueError(
-          f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; it has {", ".join(sorted(top))}'
+          f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; '
+          f'it has {", ".join(sorted(top))}'
       )
     chosen = [k for k in body['leaves'] if not only or k.split('/')[0] in only]
-    args = _nest({k: ocp.RestoreArgs(restore_type=np.ndarray) for k in chosen})
+    args = tree_lib.nest({k: ocp.RestoreArgs(restore_type=np.ndarray) for k in chosen})
     found = self._load(step, args, partial=bool(only)).state if chosen else {}
     empty = {k: {} for k in body['empty'] if not only or k.split('/')[0] in only}
-    return _nest({k: _find(found, k) for k in chosen} | empty, key=manifest.plain_key)
+    flat = {k: tree_lib.find(found, k) for k in chosen} | empty
+    return tree_lib.nest(flat, key=tree_lib.plain_key)
 
   def _load(self, step: int, restore_args: Any, *, partial: bool, **more: Any) -> Any:
     args = ocp.args.PyTreeRestore(
@@ -297,7 +300,8 @@ class Checkpointer:
     except manifest.ManifestError as e:
       there = ', '.join(map(str, sorted(self._complete()))) or 'none'
       raise ValueError(
-          f'no complete checkpoint of step {step} in {self.directory} ({e}); complete steps: {there}'
+          f'no complete checkpoint of step {step} in {self.directory} ({e}); '
+          f'complete steps: {there}'
       ) from None
 
   def _trusted(self, step: int, wanted: Mapping[str, Any] | None = None) -> dict:
@@ -308,7 +312,7 @@ class Checkpointer:
     )
     if wanted is not None:
       _refuse(f'checkpoint {self.directory / str(step)} does not fit',
-              manifest.differences(body['leaves'], wanted))
+              tree_lib.differences(body['leaves'], wanted))
     return body
 
 
@@ -323,7 +327,8 @@ def _check_json(value: Any, what: str) -> None:
     json.dumps(value)
   except (TypeError, ValueError) as e:
     raise ValueError(
-        f'the {what} of a checkpoint holds JSON values only (numbers, strings, lists, dictionaries): {e}'
+        f'the {what} of a checkpoint holds JSON values only '
+        f'(numbers, strings, lists, dictionaries): {e}'
     ) from None
 
 
@@ -331,50 +336,6 @@ def _best(found: Mapping[int, dict], key: str | None) -> int | None:
   scored = [(body['scores'][key], step) for step, body in found.items() if key in body['scores']]
   scored = [(score, step) for score, step in scored if not math.isnan(score)]
   return min(scored)[1] if scored else None
-
-
-def _find(tree: Mapping[str, Any], name: str) -> Any:
-  for key in name.split('/'):
-    tree = tree[key]
-  return tree
-
-
-def _nest(flat: Mapping[str, Any], *, key: Any = str) -> dict[str, Any]:
-  out: dict[str, Any] = {}
-  for name, value in flat.items():
-    *parents, last = map(key, name.split('/'))
-    node = out
-    for p in parents:
-      node = node.setdefault(p, {})
-    node[last] = value
-  return out
-
-
-def _storable(leaf: Any) -> Any:
-  """What orbax can store: typed keys as their data, numbers as arrays (it copies host arrays before
-  it returns).
-  """
-  if manifest.is_key(leaf):
-    return jax.random.key_data(leaf)
-  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
-def _restore_args(leaf: Any, entry: Mapping[str, Any]) -> ocp.RestoreArgs:
-  if 'impl' not in entry and jax.dtypes.canonicalize_dtype(entry['dtype']) != np.dtype(
-      entry['dtype']
-  ):
-    return ocp.RestoreArgs(
-        restore_type=np.ndarray
-    )  # 64 bits would be cut to 32: they stay on the host
-  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(
-      jax.local_devices()[0]
-  )
-  shape = None if 'impl' in entry else tuple(entry['shape'])
-  return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
-
-
-def _opened(value: Any, entry: Mapping[str, Any]) -> Any:
-  return jax.random.wrap_key_data(value, impl=entry['impl']) if 'impl' in entry else value
 
 
 def _from_primary(fn: Any) -> Any:

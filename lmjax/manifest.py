@@ -15,8 +15,6 @@ import time
 from typing import Any, Mapping
 
 from etils import epath
-import jax
-import numpy as np
 
 NAME = 'manifest.json'
 DOOMED = 'manifest.deleting.json'
@@ -27,90 +25,6 @@ _LOG = logging.getLogger(__name__)
 
 class ManifestError(ValueError):
   """A manifest that is missing, unreadable or not ours; the message names the file."""
-
-
-# ------------------------------------------------------------------ arrays
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-  """Leaves of any pytree by path, such as `params/block/kernel`.
-
-  A name depends on field names, keys and indices, never on the classes, so that a checkpoint can be
-  read without them. '/' and '%' within a key are written %2F and %25. Raises ValueError when two
-  leaves would get the same name.
-  """
-  out = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = '/'.join(_key_text(k) for k in path)
-    if not path or name in out:
-      raise ValueError(f'the state has two leaves named {name!r}, or no names at all')
-    out[name] = leaf
-  return out
-
-
-def _key_text(key: Any) -> str:
-  text = next(str(getattr(key, a)) for a in ('name', 'key', 'idx') if hasattr(key, a))
-  return text.replace('%', '%25').replace('/', '%2F') or '%'
-
-
-def plain_key(text: str) -> str:
-  """A key as it was before it became part of a name."""
-  return '' if text == '%' else text.replace('%2F', '/').replace('%25', '%')
-
-
-def empties(tree: Any) -> list[str]:
-  """Paths of the dictionaries without any leaf below them, so that `{}` survives a read without
-  classes.
-  """
-  out = []
-
-  def walk(node, path):
-    if isinstance(node, Mapping):
-      if not node:
-        out.append('/'.join(path))
-      for k, v in node.items():
-        walk(v, (*path, _key_text(jax.tree_util.DictKey(k))))
-
-  # One level of the state (a dataclass) is opened by the pytree registry, the rest are
-  # dictionaries.
-  for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
-    walk(node, tuple(_key_text(k) for k in path))
-  return out
-
-
-def describe(leaf: Any) -> dict[str, Any]:
-  """Shape and dtype of an array, an abstract array or a number; typed PRNG keys add their
-  implementation.
-  """
-  leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-  out = {'shape': list(leaf.shape), 'dtype': str(leaf.dtype)}
-  if is_key(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct):
-    out['impl'] = str(jax.random.key_impl(leaf))
-  return out
-
-
-def is_key(leaf: Any) -> bool:
-  return hasattr(leaf, 'dtype') and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def show(entry: Mapping[str, Any]) -> str:
-  return f'{entry["dtype"]}[{",".join(map(str, entry["shape"]))}]'
-
-
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-  """One sentence for each array whose presence, shape or dtype differs."""
-  out = []
-  for name in sorted(saved.keys() | wanted.keys()):
-    if name not in wanted:
-      out.append(f'{name} is {show(saved[name])} in the checkpoint and absent here')
-    elif name not in saved:
-      out.append(f'{name} is {show(wanted[name])} here and absent from the checkpoint')
-    elif show(saved[name]) != show(wanted[name]):
-      out.append(f'{name} is {show(saved[name])} in the checkpoint and {show(wanted[name])} here')
-  return out
-
-
-# ------------------------------------------------------------------ files
 
 
 def write(step_dir: Any, step: int, *, leaves: Mapping[str, Any], scores: Mapping[str, float],

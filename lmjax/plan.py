@@ -8,10 +8,22 @@ from rich.table import Table
 
 from lmjax import build as build_lib
 from lmjax import flops as flops_lib
+from lmjax.parallel import mesh as mesh_lib
 
 
 def nbytes(tree) -> int:
   return sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+
+
+def piece_bytes(run, tree_of) -> tuple[int, dict[str, int]]:
+  """Bytes on one device of `tree_of(state)` on the config's mesh, and the mesh's axes ({} for one device)."""
+  mesh = mesh_lib.abstract(run.config['mesh'])
+  if mesh is None:
+    return nbytes(tree_of(run.state_shapes)), {}
+  build_lib.check_devices(run, mesh)
+  placed = jax.tree.leaves(tree_of(run.placements(mesh)), is_leaf=build_lib.is_placement)
+  shapes = jax.tree.leaves(tree_of(run.state_shapes))
+  return sum(math.prod(p.piece) * s.dtype.itemsize for p, s in zip(placed, shapes)), dict(mesh.shape)
 
 
 def size(n: float, unit: str = 'B') -> str:
@@ -39,7 +51,9 @@ def show(resolved: dict) -> int:
   console.print(groups)
 
   f, tokens = flops_lib.per_token(run), resolved['batch_tokens']
-  state = run.state_shapes
+  params, axes = piece_bytes(run, lambda s: s.params)
+  sharing = math.prod(axes.get(a, 1) for a in ('replica', 'data'))
+  where = ' x '.join(f'{a} {n}' for a, n in axes.items()) or 'not sharded (config.mesh gives no sizes above 1)'
   rows = run.rows // resolved['micro_batches']
   hidden = rows * run.length * run.model.width * jax.numpy.dtype(run.model.dtype).itemsize
   lines = {
@@ -49,12 +63,13 @@ def show(resolved: dict) -> int:
                                               f'{size(f.step_causal, "FLOP")} with the allowed ones',
       'FLOPs of the run': f'{size(f.step_full * tokens * resolved["steps"], "FLOP")} / '
                           f'{size(f.step_causal * tokens * resolved["steps"], "FLOP")}',
-      'parameters': size(nbytes(state.params)),
-      'optimizer state': size(nbytes(state.opt)),
-      'gradients': size(nbytes(state.params)),
-      'residual stream of one micro-batch, all layers': size(hidden * run.model.depth),
-      'logits of one micro-batch (float32)': size(4 * rows * run.length * run.model.vocab),
+      f'memory of one device, {where}': '',
+      '  parameters': size(params),
+      '  optimizer state': size(piece_bytes(run, lambda s: s.opt)[0]),
+      '  gradients': size(params),
+      '  residual stream of one micro-batch, all layers': size(hidden * run.model.depth / sharing),
+      '  logits of one micro-batch (float32)': size(4 * rows * run.length * run.model.vocab / sharing),
   }
   for key, value in lines.items():
-    console.print(f'{key}: {value}', markup=False)
+    console.print(f'{key}: {value}'.rstrip(), markup=False)
   return 0

@@ -90,7 +90,8 @@ def embed(data: Any) -> str:
 
 
 def _header(title: str, runs: Sequence[Run]) -> str:
-  badge = f'<span class="badge {runs[0].facts["state"].replace(" ", "-")}">{_text(runs[0].facts["state"])}</span>'
+  state = _text(runs[0].facts['state'])
+  badge = f'<span class="badge {state.replace(" ", "-")}">{state}</span>'
   return (f'<header><h1>{_text(title)}</h1>{badge if len(runs) == 1 else ""}'
           '<button id="theme" type="button" hidden>Change theme</button></header>')
 
@@ -109,7 +110,8 @@ def _single(run: Run) -> str:
       run.versions.get('device'),
   ]
   line = ' &middot; '.join(_text(p) for p in parts if p)
-  return f'<p class="summary">{line}</p>{_warning(run)}{_tiles(run)}{_charts(run.facts["points"])}{_details(run)}'
+  summary = f'<p class="summary">{line}</p>{_warning(run)}{_tiles(run)}'
+  return summary + _charts(facts['points']) + _details(run)
 
 
 def _comparison(runs: Sequence[Run]) -> str:
@@ -137,7 +139,8 @@ def _comparison(runs: Sequence[Run]) -> str:
   )
   return (
       f'<section><h2>Results</h2>{_table(rows)}</section>'
-      f'<section><h2>What differs in the configs</h2>{_table(table, words=False) if table else "<p>Nothing.</p>"}</section>'
+      '<section><h2>What differs in the configs</h2>'
+      f'{_table(table, words=False) if table else "<p>Nothing.</p>"}</section>'
       f'{_charts(max(r.facts["points"] for r in runs))}{sections}'
   )
 
@@ -191,27 +194,34 @@ def _charts(points: int) -> str:
   if not points:
     return '<p class="summary">No training step has been logged yet.</p>'
   axes = ''.join(
-      f'<label><input type="radio" name="axis" value="{v}"{" checked" if v == "step" else ""}>{n}</label>'
+      f'<label><input type="radio" name="axis" value="{v}"'
+      f'{" checked" if v == "step" else ""}>{n}</label>'
       for v, n in (('step', 'steps'), ('tokens', 'tokens'), ('seconds', 'time'))
   )
   note = (
-      f'<p class="note">{points:,} steps were logged; of each stretch the lowest and highest loss are drawn.</p>'
+      f'<p class="note">{points:,} steps were logged; '
+      'of each stretch the lowest and highest loss are drawn.</p>'
       if points > report_data.MAX_POINTS
       else ''
   )
-  return f"""<section aria-label="Curves"><form class="controls" aria-label="How to draw the curves">
+  return f"""<section aria-label="Curves">
+<form class="controls" aria-label="How to draw the curves">
 <fieldset><legend>Horizontal axis</legend>{axes}</fieldset>
 <label><input type="checkbox" id="logy">Logarithmic loss</label>
-<label>Smoothing <input type="range" id="smooth" min="0" max="0.99" step="0.01" value="0.6"><output for="smooth"></output></label>
-</form>{note}<div id="charts"></div><details id="more" hidden><summary>More curves</summary><div class="grid"></div></details>
-<noscript><p class="warning">The curves need JavaScript; the numbers below do not.</p></noscript></section>"""
+<label>Smoothing <input type="range" id="smooth" min="0" max="0.99" step="0.01" value="0.6">
+<output for="smooth"></output></label>
+</form>{note}<div id="charts"></div>
+<details id="more" hidden><summary>More curves</summary><div class="grid"></div></details>
+<noscript><p class="warning">The curves need JavaScript; the numbers below do not.</p></noscript>
+</section>"""
 
 
 def _details(run: Run) -> str:
   kinds = dict.fromkeys(x['kind'] for x in run.lines if x['kind'] not in ('train', 'sample'))
   tables = ''.join(_eval_table(run, k) for k in kinds)
   config = ''.join(
-      f'<tr><th scope="row">{_text(k)}</th><td>{_text(v if isinstance(v, str) else json.dumps(v))}</td></tr>'
+      f'<tr><th scope="row">{_text(k)}</th>'
+      f'<td>{_text(v if isinstance(v, str) else json.dumps(v))}</td></tr>'
       for k, v in rundir.flatten(run.config).items()
   )
   versions = ''.join(
@@ -262,13 +272,15 @@ def _table(rows: Sequence[Mapping[str, Any]], *, words: bool = True) -> str:
       for r in rows
   )
   return (
-      f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>{head}</tr></thead>'
+      '<div class="scroll" tabindex="0" role="region" aria-label="table">'
+      f'<table><thead><tr>{head}</tr></thead>'
       f'<tbody>{body}</tbody></table></div>'
   )
 
 
 def _fold(title: str, content: str) -> str:
-  return f'<details><summary>{_text(title)}</summary><div class="scroll" tabindex="0">{content}</div></details>'
+  inner = f'<div class="scroll" tabindex="0">{content}</div>'
+  return f'<details><summary>{_text(title)}</summary>{inner}</details>'
 
 
 # ------------------------------------------------------------------ text

@@ -170,7 +170,7 @@ def load(workdir: str) -> tuple[build_lib.Run, Any, Any, int]:
 
 def language_model(run: build_lib.Run, params, vars):
   from lmjax import lm
-  return lm.LM(run.architecture, {'params': params, **vars}, run.tokenizer, length=run.length)
+  return lm.LM(run.architecture, {'params': params, **vars}, run.tokenizer, length=run.length, bos=run.config['data']['bos'])
 
 
 def evaluate(workdir: str, names: str) -> int:

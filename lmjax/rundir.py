@@ -136,7 +136,8 @@ def _local(workdir: Any) -> pathlib.Path:
     raise ValueError('workdir is empty; give a directory, as in --workdir=runs/first')
   if '://' in text:
     raise ValueError(
-        f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount'
+        f'workdir {text!r} is not a local directory; '
+        'mount the bucket and give the path of the mount'
     )
   path = pathlib.Path(text).expanduser().absolute()
   for p in (path, *path.parents):
@@ -169,7 +170,8 @@ def _check_same(
   )
   more = f'; and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''
   raise ValueError(
-      f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. Give another --workdir, '
+      f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. '
+      'Give another --workdir, '
       f'or start from that run with --config.init_from={path}'
   )
 
@@ -257,7 +259,8 @@ def _append_versions(path: pathlib.Path) -> None:
 def versions() -> dict[str, Any]:
   """Software, device and commit, each None where unknown."""
   import jax
-  out: dict[str, Any] = {'python': platform.python_version()} | {p: _version(p) for p in PACKAGES}
+  out: dict[str, Any] = {'python': platform.python_version()}
+  out |= {p: package_version(p) for p in PACKAGES}
   devices = jax.devices()
   return (
       out
@@ -274,7 +277,8 @@ def versions() -> dict[str, Any]:
   )
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+  """The installed version, or None."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
 """Trains and tries tokenizers.
 
   python -m lmjax.tokenize train bpe --files a.txt b.txt --vocab-size 4096 --out tok.json
-  python -m lmjax.tokenize train sentencepiece --model-type bpe --files a.txt --vocab-size 4096
-  --out sp.model python -m lmjax.tokenize encode --tokenizer='bpe(path="tok.json")' "some text"
+  python -m lmjax.tokenize train sentencepiece --files a.txt --vocab-size 4096 --out sp.model
+  python -m lmjax.tokenize encode --tokenizer='bpe(path="tok.json")' "some text"
   python -m lmjax.tokenize decode --tokenizer='bpe(path="tok.json")' 12 7 300
 
 A tokenizer can be trained if its part has a classmethod `train(texts, vocab_size, ...) -> bytes`,

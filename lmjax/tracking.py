@@ -89,7 +89,8 @@ class _Events:
   """TensorBoard events: each number as `<kind>/<name>`, samples as text."""
 
   def __init__(self, path: pathlib.Path, resume_step: int | None):
-    from tensorboardX.event_file_writer import EventsWriter  # its threaded writer hides failures of the disk
+    # Not its SummaryWriter, whose thread hides failures of the disk and then blocks.
+    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX import summary
     self._summary = summary
     path.mkdir(exist_ok=True)

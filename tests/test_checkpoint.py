@@ -21,6 +21,7 @@ import optax
 import pytest
 
 from lmjax import checkpoint
+from lmjax import checkpoint_tree
 from lmjax import manifest
 from lmjax.checkpoint import CheckpointError, Checkpointer
 
@@ -69,7 +70,7 @@ def _assert_same(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
     assert (x.dtype, x.shape) == (y.dtype, y.shape)
-    if manifest.is_key(x):
+    if checkpoint_tree.is_key(x):
       x, y = jax.random.key_data(x), jax.random.key_data(y)
     assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
@@ -460,7 +461,8 @@ def test_one_device_to_eight_and_back(tmp_path):
                's': jax.ShapeDtypeStruct((), jnp.int32, sharding=put(P()))}}
       with Checkpointer({str(tmp_path)!r}) as c:
         state, cursor = c.restore(1, like)
-        assert len(state['w'].sharding.device_set) == 8 and state['w'].sharding.spec == P('model', 'data')
+        assert len(state['w'].sharding.device_set) == 8
+        assert state['w'].sharding.spec == P('model', 'data')
         np.testing.assert_array_equal(state['w'], np.arange(64.).reshape(8, 8))
         c.save(2, jax.tree.map(lambda x: x + 1, state), cursor)
       print('ok')
@@ -486,14 +488,16 @@ def test_two_processes_save_and_restore_as_one(tmp_path):
       from lmjax import manifest
       from lmjax.checkpoint import Checkpointer
       mesh = jax.make_mesh((2,), ('data',))
-      w = jax.make_array_from_callback((4,), NamedSharding(mesh, P('data')), lambda i: np.arange(4, dtype=np.float32)[i])
+      half = NamedSharding(mesh, P('data'))
+      w = jax.make_array_from_callback((4,), half, lambda i: np.arange(4, dtype=np.float32)[i])
+      mine = lambda x: np.asarray(x.addressable_data(0))
       c = Checkpointer({str(tmp_path)!r}, keep_last=1)
       for step in (1, 2):
         c.save(step, {{{{'w': w}}}}, {{{{'step': step}}}}, {{{{'loss': -step}}}})
       c.wait()
       assert (c.steps(), c.latest(), c.best()) == ([2], 2, 2), c.steps()
-      out, cursor = c.restore(2, {{{{'w': jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding)}}}})
-      assert cursor == {{{{'step': 2}}}} and (np.asarray(out['w'].addressable_data(0)) == np.asarray(w.addressable_data(0))).all()
+      out, cursor = c.restore(2, {{{{'w': jax.ShapeDtypeStruct((4,), w.dtype, sharding=half)}}}})
+      assert cursor == {{{{'step': 2}}}} and (mine(out['w']) == mine(w)).all()
       try:
         c.restore(2, {{{{'w': jax.ShapeDtypeStruct((5,), w.dtype)}}}})
       except ValueError as e:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax import checkpoint_tree
 from lmjax import manifest
 
 
@@ -18,7 +19,11 @@ def step_dir(tmp_path):
   (path / 'state' / 'd' / 'a').write_bytes(bytes(range(256)) * 40)
   (path / 'cursor').write_text('{}')
   manifest.write(
-      path, 7, leaves={'x': manifest.describe(np.zeros((2, 3)))}, scores={'loss': 1.0}, version='1'
+      path,
+      7,
+      leaves={'x': checkpoint_tree.describe(np.zeros((2, 3)))},
+      scores={'loss': 1.0},
+      version='1',
   )
   return path
 
@@ -143,9 +148,9 @@ def test_names_do_not_depend_on_classes():
   import optax
   params = {'a/b': jnp.zeros(2), 'c': (jnp.zeros(3), [jnp.zeros(4)]), 'n': None, 'e': {}}
   state = optax.chain(optax.clip(1.), optax.trace(.9)).init({'w': jnp.zeros(5)})
-  names = manifest.named_leaves({'p': params, 'o': state})
+  names = checkpoint_tree.named_leaves({'p': params, 'o': state})
   assert list(names) == ['o/1/trace/w', 'p/a%2Fb', 'p/c/0', 'p/c/1/0']
-  assert manifest.empties({'p': params}) == ['p/e']
+  assert checkpoint_tree.empties({'p': params}) == ['p/e']
 
 
 class Pair:
@@ -162,12 +167,12 @@ jax.tree_util.register_pytree_with_keys(
 @pytest.mark.parametrize('tree', [jnp.zeros(1), {'p': Pair()}])
 def test_leaves_without_a_name_of_their_own_are_refused(tree):
   with pytest.raises(ValueError, match='two leaves named'):
-    manifest.named_leaves(tree)
+    checkpoint_tree.named_leaves(tree)
 
 
 def test_differences_name_path_and_both_values():
-  d = lambda *shape, dtype='float32': manifest.describe(jax.ShapeDtypeStruct(shape, dtype))
-  out = manifest.differences({'a': d(2), 'b': d(2), 'c': d(2), 'same': d()},
+  d = lambda *shape, dtype='float32': checkpoint_tree.describe(jax.ShapeDtypeStruct(shape, dtype))
+  out = checkpoint_tree.differences({'a': d(2), 'b': d(2), 'c': d(2), 'same': d()},
                              {'a': d(3), 'b': d(2, dtype='bfloat16'), 'new': d(1), 'same': d()})
   assert out == ['a is float32[2] in the checkpoint and float32[3] here',
                  'b is float32[2] in the checkpoint and bfloat16[2] here',

@@ -284,7 +284,8 @@ def test_the_script_draws_in_a_browser(tmp_path):
   for others in ([], [tmp_path / 'b']):
     out = report.write_report(tmp_path / 'a', others=others)
     probe = '''<script>window.onerror = (m) => { document.title = 'ERROR ' + m; };</script>'''
-    drive = """<script>for (const axis of ['tokens', 'seconds', 'step']) for (const log of [true, false]) {
+    drive = """<script>
+      for (const axis of ['tokens', 'seconds', 'step']) for (const log of [true, false]) {
       document.querySelector('input[value=' + axis + ']').checked = true;
       document.getElementById('logy').checked = log;
       document.getElementById('smooth').value = log ? 0 : 0.9;

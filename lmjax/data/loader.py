@@ -2,8 +2,10 @@
 
 A batch is a dict of int32 arrays, R rows of this host and L = row_tokens + lookahead:
   tokens (R, L)     ids; 0 where there is padding
-  segments (R, L)   1, 2, ... for each document of the row, 0 for padding (all 1 where documents are not masked)
-  positions (R, L)  from 0 within each document of the row (within the row where documents are not masked)
+  segments (R, L)   1, 2, ... for each document of the row, 0 for padding (all 1 where documents
+                    are not masked)
+  positions (R, L)  from 0 within each document of the row (within the row where documents are not
+                    masked)
   source (R,)       index of the row's source, -1 for a row of padding
 """
 

@@ -2,12 +2,14 @@
 
 With b = max(2, ceil(log2 n)) bits split into halves (L, R) of b // 2 and b - b // 2 bits, a round is
   (L, R) -> (R, L xor (F(R + k_r) mod 2^|L|)),
-which is invertible whatever F is; F is the finaliser of SplitMix64. A result of n or more is fed in again
-until it falls below n (cycle walking: at most two passes are expected, since 2^b < 2 n for n > 2), which keeps
-the map a bijection of 0 ... n-1. Affine maps (a i + c mod n) are bijective as well, but leave neighbours correlated.
+which is invertible whatever F is; F is the finaliser of SplitMix64. A result of n or more is fed in
+again until it falls below n (cycle walking: at most two passes are expected, since
+2^b < 2 n for n > 2), which keeps the map a bijection of 0 ... n-1. Affine maps (a i + c mod n) are
+bijective as well, but leave neighbours correlated.
 
-Source: Luby and Rackoff, 1988 (four rounds suffice for a pseudo-random permutation with ideal F; eight are used
-since the halves of small domains are short); Black and Rogaway, 2002 (cycle walking); Steele et al., 2014 (SplitMix64).
+Source: Luby and Rackoff, 1988 (four rounds suffice for a pseudo-random permutation with ideal F;
+eight are used since the halves of small domains are short); Black and Rogaway, 2002 (cycle
+walking); Steele et al., 2014 (SplitMix64).
 """
 
 import hashlib

@@ -1,12 +1,13 @@
 """The order of data: a pure function of (seed, step), decided for all hosts together.
 
-Global row r of the stream belongs to cell r // C of C rows. Inside a cell the rows of each source are an exact quota, laid out by a
-Feistel permutation; the row's ordinal within its source is
+Global row r of the stream belongs to cell r // C of C rows. Inside a cell the rows of each source
+are an exact quota, laid out by a Feistel permutation; the row's ordinal within its source is
   ordinal = R_s(cell C) + (rows of s before it in the cell),    R_s(n) = floor(w_s n)
-for all sources but the heaviest, which takes the remainder. Weights w_s are whole multiples of 2^-32 and R_s is integer
-arithmetic, so nothing is counted from the start of the run and nothing drifts: at every cell's end each source has its share of
-rows to within one row (the heaviest to within the number of sources). Epoch and row within it are divmod(ordinal, rows of an epoch);
-which documents a row holds is the packing's plan of that epoch.
+for all sources but the heaviest, which takes the remainder. Weights w_s are whole multiples of
+2^-32 and R_s is integer arithmetic, so nothing is counted from the start of the run and nothing
+drifts: at every cell's end each source has its share of rows to within one row (the heaviest to
+within the number of sources). Epoch and row within it are divmod(ordinal, rows of an epoch); which
+documents a row holds is the packing's plan of that epoch.
 
 Hosts, restarts and meshes do not enter: they only choose which rows of `rows(step)` they load.
 """
@@ -62,13 +63,16 @@ class Plan:
     """
     Args:
       stores: one token store a source. names: of the sources, for messages and records.
-      pack: a built pack part. row_tokens: inputs of a row. lookahead: further tokens, the targets of the last inputs.
+      pack: a built pack part. row_tokens: inputs of a row. lookahead: further tokens, the targets
+        of the last inputs.
       rows_per_step: rows of a global batch.
-      weights: share of the rows that each source gets, positive; they are normalised. None: proportional to tokens.
+      weights: share of the rows that each source gets, positive; they are normalised. None:
+        proportional to tokens.
       seed: decides the order of everything.
 
     Raises:
-      ValueError: on weights that are not positive and finite, or a source too small for one row; it names the source.
+      ValueError: on weights that are not positive and finite, or a source too small for one row; it
+        names the source.
     """
     assert stores and row_tokens > 0 and lookahead >= 0 and rows_per_step > 0
     self.stores, self.pack, self.seed = tuple(stores), pack, int(seed)

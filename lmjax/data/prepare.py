@@ -16,8 +16,10 @@ from lmjax.data import store as store_lib
 from lmjax.data import writer
 
 EXAMPLES = """examples:
-  python -m lmjax.data.prepare --source='jsonl(path="pile/*.jsonl.zst")' --tokenizer='bytes()' --out=tokens/pile --workers=8
-  python -m lmjax.data.prepare --source='text(path="stories.txt", separator="<|endoftext|>")' --tokenizer='bytes()' --out=tokens/stories
+  python -m lmjax.data.prepare --source='jsonl(path="pile/*.jsonl.zst")' --tokenizer='bytes()' \\
+      --out=tokens/pile --workers=8
+  python -m lmjax.data.prepare --source='text(path="stories.txt", separator="<|endoftext|>")' \\
+      --tokenizer='bytes()' --out=tokens/stories
 
 then, in a config:
   config.data.train = 'tokens(path="tokens/pile")'
@@ -100,7 +102,8 @@ def main(argv=None) -> int:
     return 2
   took = time.monotonic() - start
   ratio = '' if store.bytes_per_token is None else f', {store.bytes_per_token:.3f} bytes/token'
-  print(f'{args.out}: {len(store):,} documents, {len(store.tokens):,} tokens, {len(store.tokens) / took:,.0f} tokens/s{ratio}')
+  print(f'{args.out}: {len(store):,} documents, {len(store.tokens):,} tokens, '
+        f'{len(store.tokens) / took:,.0f} tokens/s{ratio}')
   return 0
 
 

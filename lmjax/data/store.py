@@ -2,10 +2,12 @@
 
 A store on disk is a directory of three files:
   tokens.bin   all ids, little-endian uint16 (ids up to 65,535) or uint32
-  offsets.npy  int64 (documents + 1,): document i is tokens[offsets[i]:offsets[i + 1]]; a document may be empty
-  meta.json    dtype, documents, tokens, bytes and words of the original text, largest id, checksums, fingerprints
-It is written under a temporary name and renamed when complete (`writer.py`), so what exists is whole or was damaged later;
-`TokenStore.open` compares the sizes and names the file that differs.
+  offsets.npy  int64 (documents + 1,): document i is tokens[offsets[i]:offsets[i + 1]]; it may be
+               empty
+  meta.json    dtype, documents, tokens, bytes and words of the original text, largest id,
+               checksums, fingerprints
+It is written under a temporary name and renamed when complete (`writer.py`), so what exists is
+whole or was damaged later; `TokenStore.open` compares the sizes and names the file that differs.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ class TokenStore:
 
   Attributes:
     tokens: all ids, one flat array, usually memory-mapped. offsets: int64 (documents + 1,).
-    bytes, words: UTF-8 bytes and white-space separated words of the original text, or None where unknown.
+    bytes, words: UTF-8 bytes and white-space separated words of the original text, or None where
+      unknown.
     meta: what is known beyond that (tokenizer, bos, eos, max_id).
   """
 
@@ -168,17 +171,21 @@ def _extreme(array, what) -> int:
 
 def stored(source, tokenizer, cache_dir: str | os.PathLike, *, bos: bool = False, eos: bool = True,
            progress: bool = True) -> TokenStore:
-  """The documents of a source as a store: tokenized once into `cache_dir`, found there the next time.
+  """The documents of a source as a store: tokenized once into `cache_dir`, found there the next
+  time.
 
   Args:
     source: a source, or the handle of one. tokenizer: likewise.
-    cache_dir: a folder; each store is a directory in it named by a hash of source, tokenizer, bos and eos.
-    bos, eos: put the tokenizer's beginning-of-text id before, its end-of-text id after each document. Empty documents
-      stay empty. Token sources are taken as they are, except that a prepared store made with other settings is refused.
+    cache_dir: a folder; each store is a directory in it named by a hash of source, tokenizer, bos
+      and eos.
+    bos, eos: put the tokenizer's beginning-of-text id before, its end-of-text id after each
+      document. Empty documents stay empty. Token sources are taken as they are, except that a
+      prepared store made with other settings is refused.
     progress: a bar on a terminal.
 
   Raises:
-    ValueError: naming the file, when the text cannot be read, there is none, or an id is outside the vocabulary.
+    ValueError: naming the file, when the text cannot be read, there is none, or an id is outside
+      the vocabulary.
   """
   from lmjax.data import writer  # it imports this file
   from lmjax.registry import Part

@@ -17,10 +17,12 @@ _CHUNK_TEXT = 1 << 20  # characters
 
 
 class StoreWriter:
-  """Appends documents to a store that appears under `path` when the `with` block ends without an error.
+  """Appends documents to a store that appears under `path` when the `with` block ends without an
+  error.
 
-  ids must lie in 0 ... vocab_size - 1. Nothing that exists is overwritten: ValueError when `path` exists, at the start
-  and again at the end, when what was written is dropped in favour of what another process has put there.
+  ids must lie in 0 ... vocab_size - 1. Nothing that exists is overwritten: ValueError when `path`
+  exists, at the start and again at the end, when what was written is dropped in favour of what
+  another process has put there.
   """
 
   def __init__(self, path, *, vocab_size: int, **meta):
@@ -44,7 +46,8 @@ class StoreWriter:
   def append(self, ids, lengths, *, bytes: int | None = None, words: int | None = None):
     """Adds documents: their ids one after another, and how many belong to each.
 
-    Args: bytes, words: of the original text of all of them, or None where unknown (then the total is unknown).
+    Args: bytes, words: of the original text of all of them, or None where unknown (then the total
+      is unknown).
     """
     ids, lengths = np.asarray(ids), np.asarray(lengths, np.int64)
     assert int(lengths.sum()) == len(ids), (lengths.sum(), len(ids))
@@ -94,7 +97,8 @@ def encode(documents, tokenizer, *, bos: bool, eos: bool):
   """Tokenizes a list of documents (str, bytes or id arrays).
 
   Returns:
-    (ids, lengths, bytes, words): ids one after another, bytes and words None for id arrays. An empty document stays empty.
+    (ids, lengths, bytes, words): ids one after another, bytes and words None for id arrays. An
+    empty document stays empty.
   """
   before = [tokenizer.bos] if bos and tokenizer.bos is not None else []
   after = [tokenizer.eos] if eos and tokenizer.eos is not None else []

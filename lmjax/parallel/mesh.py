@@ -3,7 +3,7 @@
 import math
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 
 AXES = ('replica', 'data', 'tensor')
 MODES = {'auto': AxisType.Auto, 'explicit': AxisType.Explicit}
@@ -31,12 +31,24 @@ def sizes(settings: dict, devices: int) -> dict[str, int]:
   return out
 
 
-def make(settings: dict):
-  """The mesh that a config asks for, or None where it is a single device."""
+def abstract(settings: dict):
+  """The mesh that a config asks for without any device, or None for one; an axis of -1 counts as 1, since nobody knows."""
+  shape = {a: max(1, settings[a]) for a in AXES if settings[a] > 1}
+  mode = MODES[_mode(settings)]
+  return AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(mode,) * len(shape)) if shape else None
+
+
+def _mode(settings: dict) -> str:
   if settings['mode'] not in MODES:
     raise ValueError(f'config.mesh.mode={settings["mode"]!r}: one of {", ".join(MODES)} is expected')
+  return settings['mode']
+
+
+def make(settings: dict):
+  """The mesh that a config asks for, or None where it is a single device."""
+  mode = MODES[_mode(settings)]
   shape = sizes(settings, jax.device_count())
   if math.prod(shape.values()) == 1:
     return None
   kept = {a: n for a, n in shape.items() if n > 1}
-  return jax.make_mesh(tuple(kept.values()), tuple(kept), axis_types=(MODES[settings['mode']],) * len(kept))
+  return jax.make_mesh(tuple(kept.values()), tuple(kept), axis_types=(mode,) * len(kept))

@@ -4,8 +4,10 @@ On an auto mesh a placement is a constraint for the partitioner, on an explicit 
 all three ways. `RULES` maps every logical axis to mesh axes; a name that it does not know is an error.
 """
 
+import math
+
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -72,14 +74,14 @@ def gather(w, names):
   return place(w, spec(names, gathered=True))
 
 
-def named(concrete_mesh, names, shape, path: str = '') -> NamedSharding:
-  """The sharding of a parameter; refuses an axis that does not divide."""
-  with jax.sharding.use_abstract_mesh(concrete_mesh.abstract_mesh):
+def pieces(mesh, names, shape, path: str = '') -> tuple[P, tuple[int, ...]]:
+  """The spec of a parameter on a (concrete or abstract) mesh and the shape of one piece; refuses an axis that does not divide."""
+  with jax.sharding.use_abstract_mesh(getattr(mesh, 'abstract_mesh', mesh)):
     s = spec(names)
+  out = []
   for name, size, axes in zip(names, shape, s):
-    n = 1
-    for a in (axes,) if isinstance(axes, str) else axes or ():
-      n *= concrete_mesh.shape[a]
+    n = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
     if size % n:
       raise ValueError(f'{path}: axis {name!r} of size {size} does not divide over {n} devices ({axes})')
-  return NamedSharding(concrete_mesh, s)
+    out.append(size // n)
+  return s, tuple(out)

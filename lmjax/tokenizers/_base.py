@@ -24,8 +24,9 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
 
 
 def utf8(text: str | bytes) -> bytes:
-  """The bytes of a text, or the bytes themselves. Raises ValueError for half a surrogate pair and
-  for other types.
+  """The bytes of a text, or the bytes themselves.
+
+  Raises ValueError for half a surrogate pair and for other types.
   """
   if isinstance(text, bytes):
     return text
@@ -49,9 +50,7 @@ def valid_text(text: str | bytes) -> str:
 
 
 def stretches(text: str | bytes) -> Iterator[str | bytes]:
-  """Splits bytes into the longest stretches of valid UTF-8, as str, and the invalid bytes between,
-  as bytes.
-  """
+  """The longest stretches of valid UTF-8, as str, and the invalid bytes between, as bytes."""
   try:
     yield utf8(text).decode('utf-8')
     return
@@ -68,9 +67,7 @@ def stretches(text: str | bytes) -> Iterator[str | bytes]:
 
 
 def digest(*parts: object) -> str:
-  """sha256, in hex, of the parts in order; bytes as they are, all else by its repr. Lengths are
-  hashed too.
-  """
+  """sha256, in hex, of the parts with their lengths; what is not bytes enters by its repr."""
   out = hashlib.sha256()
   for part in parts:
     data = part if isinstance(part, bytes) else repr(part).encode()

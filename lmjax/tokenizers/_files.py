@@ -59,8 +59,7 @@ def find(folder: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
 
 
 def texts(paths: Iterable[str | pathlib.Path]) -> Iterator[str]:
-  """The files as pieces of about a megabyte, cut only where a word and a line end; joined they are
-  the files.
+  """The files as pieces of about a megabyte, cut only where a line ends; joined they are the files.
 
   Reads block by block, so files may be larger than memory. Raises ValueError for a missing file and
   for text that is not UTF-8.

@@ -12,9 +12,7 @@ _LONGEST = 4096
 
 
 def is_bin(data: bytes) -> bool:
-  """Whether the data begins like a tokenizer.bin; a SentencePiece model, read as an int32, begins
-  with a far larger number.
-  """
+  """Whether the data begins like a tokenizer.bin, with a small number; a .model does not."""
   return len(data) >= 12 and 0 < int.from_bytes(data[:4], 'little') <= _LONGEST
 
 
@@ -28,8 +26,7 @@ def pieces(data: bytes, path: str) -> list[tuple[str, float]]:
     piece = data[at + 8:at + 8 + size] if 0 < size <= longest else b''
     if not piece or len(piece) < size:
       raise ValueError(f'{path} is damaged or cut off: id {len(out)} at byte {at} has length '
-                       f'{size}, '
-                       f'the longest is {longest} and {len(data) - at - 8} bytes are left')
+                       f'{size}, the longest is {longest} and {len(data) - at - 8} bytes are left')
     try:
       out.append((piece.decode('utf-8'), score))
     except UnicodeDecodeError:
@@ -37,20 +34,21 @@ def pieces(data: bytes, path: str) -> list[tuple[str, float]]:
                        f'{piece!r}') from None
     at += 8 + size
   if max((len(p.encode()) for p, _ in out), default=0) != longest:
-    raise ValueError(f'{path} is cut off or damaged: it announces a piece of {longest} bytes and '
-                     f'has none')
+    raise ValueError(f'{path} is cut off or damaged: it announces a piece of '
+                     f'{longest} bytes and has none')
   return out
 
 
 def to_model(data: bytes, path: str):
-  """A ModelProto: BPE with byte fallback, a space in front of the text, no normalization. Raises
-  ValueError naming the file.
+  """A ModelProto: BPE with byte fallback, a space in front of the text, no normalization.
+
+  Raises ValueError naming the file.
   """
   from sentencepiece import sentencepiece_model_pb2 as pb
   found = pieces(data, path)
   if len(found) < 259:
-    raise ValueError(f'{path} is cut off: {len(found)} pieces, and 3 specials and 256 bytes are '
-                     f'the least')
+    raise ValueError(f'{path} is cut off: {len(found)} pieces, '
+                     'and 3 specials and 256 bytes are the least')
   for b in range(256):
     if found[3 + b][0] not in (chr(b), f'<0x{b:02X}>'):
       raise ValueError(f'{path}: id {3 + b} is {found[3 + b][0]!r}, the byte 0x{b:02X} is expected')

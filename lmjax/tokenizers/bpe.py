@@ -39,11 +39,11 @@ _CUT = re.compile(r'\S(?=[ \n\t\r])')
 
 @register('tokenizer', lossless=lambda args: args['lossless'])
 class Bpe:
-  """Byte-level BPE from `path`: a tokenizer.json, or a folder with encoder.json and vocab.bpe (or
-  vocab.json and merges.txt).
+  """Byte-level BPE from `path`.
 
   Arguments:
-    path: the file or folder; files may be compressed with xz.
+    path: a tokenizer.json, or a folder with encoder.json and vocab.bpe (or vocab.json and
+      merges.txt); each file may be compressed with xz.
     bos, eos, pad, mask: the name of that special in the file; 'auto' looks for the usual names;
       None is none. A `mask` that the file does not have is added behind its last id, and
       `vocab_size` is one larger.
@@ -80,8 +80,10 @@ class Bpe:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
-    """Each text's ids, int32; runs on all cores. Memory is bounded by the longest stretch without
-    white space.
+    """Each text's ids, int32; runs on all cores.
+
+    Long texts are given to the library in pieces where the pattern allows it (GPT-2's does), so
+    that memory is bounded by the longest stretch without white space.
     """
     parts: list[list] = [[] for _ in texts]
     waiting: list[tuple[int, int, str]] = []
@@ -130,8 +132,7 @@ class Bpe:
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> bytes:
-    """The content of a tokenizer.json of `vocab_size` entries: <|endoftext|>, the 256 bytes and the
-    merges.
+    """The content of a tokenizer.json: <|endoftext|>, the 256 bytes and the merges.
 
     Pairs seen fewer than `min_frequency` times are not merged. The same texts give the same bytes,
     on any number of cores. Raises ValueError where the vocabulary is too small for the bytes or the
@@ -139,8 +140,8 @@ class Bpe:
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     if vocab_size < 257:
-      raise ValueError(f'vocab_size={vocab_size}: byte-level BPE needs at least 257, the bytes '
-                       f'and {EOS}')
+      raise ValueError(f'vocab_size={vocab_size}: byte-level BPE needs at least 257, '
+                       f'the bytes and {EOS}')
     if min_frequency < 1:
       raise ValueError(f'min_frequency={min_frequency} must be 1 or more')
     library = Tokenizer(models.BPE())
@@ -151,8 +152,7 @@ class Bpe:
     got = library.get_vocab_size()
     if got != vocab_size:
       raise ValueError(f'vocab_size={vocab_size}: the text gives only {got} entries with pairs '
-                       f'seen {min_frequency} times or more; '
-                       'ask for fewer or give more text')
+                       f'seen {min_frequency} times or more; ask for fewer or give more text')
     return library.to_str().encode()
 
 

@@ -13,6 +13,7 @@ encoded at once, and `decode` takes that space away. `encode` adds no bos or eos
 that stands in a text is encoded as ordinary characters.
 """
 
+import io
 import itertools
 from typing import Iterable, Iterator, Literal, Sequence
 
@@ -31,8 +32,7 @@ _LINE = 2000
 
 @register('tokenizer', lossless=False)
 class SentencePiece:
-  """SentencePiece from `path`: a .model file or llama2.c's tokenizer.bin, either may be compressed
-  with xz.
+  """SentencePiece from `path`: a .model file or llama2.c's tokenizer.bin, plain or xz.
 
   bos, eos and pad are those of the model. `mask` names its mask piece; one that it does not have is
   added behind its last id, and `vocab_size` is one larger; 'auto' looks for the usual names; None
@@ -67,8 +67,9 @@ class SentencePiece:
     return [np.array(ids, np.int32) for ids in self._library.encode(valid)] if valid else []
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text; specials are skipped, unk is the model's sign for it. Raises ValueError for ids
-    outside the vocabulary.
+    """The text; specials are skipped, unk is the model's sign for it.
+
+    Raises ValueError for ids outside the vocabulary.
     """
     return self._library.decode(_base.check_ids(ids, self.vocab_size).tolist())
 
@@ -79,15 +80,13 @@ class SentencePiece:
   def train(cls, texts: Iterable[str], vocab_size: int,
             model_type: Literal['unigram', 'bpe'] = 'unigram',
             character_coverage: float = 0.9995) -> bytes:
-    """The content of a .model file: unk 0, <s> 1, </s> 2, the 256 bytes, then pieces; nothing is
-    normalized.
+    """The content of a .model file: unk 0, <s> 1, </s> 2, the 256 bytes, then pieces.
 
     `character_coverage` is the share of the text's characters that get pieces of their own, the
-    others become bytes. Lines are the library's sentences. The same texts give the same bytes.
-    Raises ValueError where the texts do not give so many pieces.
+    others become bytes. Lines are the library's sentences; nothing is normalized. The same texts
+    give the same bytes. Raises ValueError where the texts do not give so many pieces.
     """
     library = _import()
-    import io
     if model_type not in ('unigram', 'bpe'):
       raise ValueError(f'model_type={model_type!r} must be unigram or bpe')
     if not 0.98 <= character_coverage <= 1:
@@ -105,14 +104,13 @@ class SentencePiece:
           max_sentence_length=4 * _LINE + 8, num_threads=4, minloglevel=2)
     except Exception as e:
       raise lines.error or ValueError(f'vocab_size={vocab_size}: {_sentence(e)}') from None
-    if lines.error:
-      raise lines.error
     return out.getvalue()
 
 
 class _Lines(Iterator[str]):
-  """Lines of the texts that are not blank, cut at 2000 characters. The library swallows errors of
-  iterators, so the error is kept.
+  """Lines of the texts that are not blank, cut at 2000 characters.
+
+  Keeps the error of a failing iterator, of which the library keeps only the words.
   """
 
   def __init__(self, texts: Iterable[str]):
@@ -136,8 +134,8 @@ def _import():
     import sentencepiece
     return sentencepiece
   except ImportError as e:
-    raise kinds.Unsupported(f"tokenizer sentencepiece needs the module {e.name}: pip install "
-                            f"'lmjax[sentencepiece]'") from None
+    raise kinds.Unsupported(f"tokenizer sentencepiece needs the module {e.name}: "
+                            "pip install 'lmjax[sentencepiece]'") from None
 
 
 def _parse(data: bytes, path: str):
@@ -174,16 +172,16 @@ def _mask(model, name: str | None, path: str) -> int | None:
   if name in markers:
     return markers[name]
   if not name or any(p.piece == name for p in model.pieces):
-    raise ValueError(f'mask={name!r} is an ordinary piece of {path}; name a control piece, or one '
-                     f'that the model does not have')
+    raise ValueError(f'mask={name!r} is an ordinary piece of {path}; '
+                     'name a control piece, or one that the model does not have')
   model.pieces.add(piece=name, score=0.0, type=model.pieces[0].CONTROL)
   return len(model.pieces) - 1
 
 
 def _hide(model, specials: Sequence[int | None]):
-  """Makes the specials unreachable from text: user-defined pieces are matched in text, and control
-  pieces of one character are too.
+  """Makes the specials unreachable from text, where user-defined pieces are matched by their name.
 
+  Control pieces of one character, or of one word in word models, are found in text as well.
   The new name holds the space sign in the middle, where no piece of text has it; the library finds
   ids by it no more.
   """

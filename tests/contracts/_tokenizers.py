@@ -40,7 +40,8 @@ def rich(folder):
   spec = json.loads(trained('bpe', folder, 300).read_text())
   flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
   spec['added_tokens'] += [dict(id=300, content='<mask>', special=True, **flags),
-                           dict(id=301, content='   ', special=False, **flags)]
+                           dict(id=301, content='   ', special=False, **flags),
+                           dict(id=302, content='<|user|>', special=True, **flags)]
   spec['truncation'] = dict(direction='Right', max_length=3, strategy='LongestFirst', stride=0)
   spec['pre_tokenizer'] = dict(type='Sequence', pretokenizers=[
       dict(type='Split', pattern=dict(Regex=r'\p{N}{1,3}| ?\p{L}+|\s+'), behavior='Isolated',

@@ -126,7 +126,7 @@ def moved(init, width, embed, steps=3):
     return jnp.asarray(mean + std * rng.normal(size=s.shape), jnp.float32)
   params = jax.tree.map(first, facts, shapes, is_leaf=is_fact)
   factors = jax.tree.map(lambda f, s: model.scheme.init.lr(f, s.shape), facts, shapes, is_leaf=is_fact)
-  tx = optax.scale_by_adam()
+  tx = optax.with_extra_args_support(optax.scale_by_adam())
   step = jax.jit(train.make_step(objective, tx, lambda s: 1.0, peak_lr=4e-3, lr_factors=factors))
   state = train.init_state({'params': params}, tx)
   @jax.jit

@@ -14,7 +14,7 @@ from _tokenizers import quick
 from lmjax import registry
 from lmjax.tokenizers import bpe as bpe_lib
 
-WORDS = ['cat', ' cat', '  ', '\n', "'s", '12', '!?', '\x1c', '\u3000', '\xa0', '北']
+WORDS = ['cat', ' cat', ' the', '\n\n', ' no.', '  ', '\n', "'s", '12', '!?', '\x1c', '\u3000', '\xa0', '北']
 
 
 def test_gpt2_vectors(test_data):
@@ -44,8 +44,12 @@ def test_bpe_gives_the_ids_of_the_library(tmp_path):
   text = 'the   cat 12345 sat, naïve  \n   x'
   assert tok.encode(text).tolist() == _reference(path.read_text(), text)
   assert (tok.encode(text) == 301).sum() == 2  # the ordinary added token is still found
-  assert (tok.vocab_size, tok.eos, tok.mask) == (302, 0, 300)
-  assert make(f'bpe(path="{path}", eos=None, mask="   ")').mask == 301
+  assert (tok.vocab_size, tok.eos, tok.mask) == (303, 0, 300)
+  named = make(f'bpe(path="{path}", eos=None, mask="   ")')
+  assert named.mask == 301 and 301 not in named.encode(text)
+  for special in ('<|user|>', '<|endoftext|>'):  # with a role or without
+    ids = tok.encode(f'a{special}')
+    assert len(ids) > 2 and ids.max() < 300 and tok.decode(ids) == f'a{special}'
 
 
 @quick
@@ -62,7 +66,8 @@ def test_long_texts_are_cut_where_no_token_is(tok_trained, words, chunk):
 
 @pytest.fixture(scope='module')
 def tok_trained(tmp_path_factory):
-  return make(_tokenizers.ROWS['bpe']['trained'](tmp_path_factory.mktemp('trained')))
+  path = _tokenizers.trained('bpe', tmp_path_factory.mktemp('trained'), 460)
+  return make(f'bpe(path="{path}")')
 
 
 def _edit(spec, key, value):

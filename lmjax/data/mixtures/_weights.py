@@ -9,7 +9,8 @@ import numpy as np
 def given(names: Sequence[str], weights: Sequence[float | None]) -> np.ndarray | None:
   """The weights normalised, or None where none is given.
 
-  Raises ValueError naming the source, when some have a weight and others none, or a weight is not positive and finite.
+  Raises ValueError naming the source, when some have a weight and others none, or a weight is not
+  positive and finite.
   """
   if all(w is None for w in weights):
     return None

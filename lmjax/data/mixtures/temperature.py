@@ -1,8 +1,9 @@
 """Weights from sizes, flattened: p_i = n_i^alpha / sum_j n_j^alpha, n_i the tokens of source i.
 
-alpha = 1 is proportional to size, alpha = 0 uniform; small sources are raised in between. In the other convention, alpha = 1 / T.
-Defaults in the literature: 0.5 (XLM, Lample and Conneau, 2019, arXiv:1901.07291, section 3.1), 0.3 (XLM-R; mT5, Xue et al., 2021,
-arXiv:2010.11934, section 3.1).
+alpha = 1 is proportional to size, alpha = 0 uniform; small sources are raised in between. In the
+other convention, alpha = 1 / T.
+Defaults in the literature: 0.5 (XLM, Lample and Conneau, 2019, arXiv:1901.07291, section 3.1), 0.3
+(XLM-R; mT5, Xue et al., 2021, arXiv:2010.11934, section 3.1).
 """
 
 import dataclasses

@@ -8,9 +8,10 @@ from lmjax.data import permutation
 class StreamRows:
   """Rows cut from one stream of documents laid end to end, as a `kinds.RowPlan`.
 
-  Row i covers the stream's tokens [first + i T, first + (i + 1) T) as inputs, and up to `lookahead` more as targets. The last
-  row is short unless T divides the stream; it holds one target more, since further ones would stand where inputs are read and
-  so be inputs twice. With `circular` the stream is a ring, else it ends.
+  Row i covers the stream's tokens [first + i T, first + (i + 1) T) as inputs, and up to `lookahead`
+  more as targets. The last row is short unless T divides the stream; it holds one target more,
+  since further ones would stand where inputs are read and so be inputs twice. With `circular` the
+  stream is a ring, else it ends.
   """
 
   def __init__(self, documents, lengths, *, row_tokens: int, lookahead: int, first: int = 0, circular: bool = False,
@@ -87,10 +88,12 @@ def row_order(rows: int, seed: int, epoch: int) -> permutation.Permutation:
 
 
 def windows(documents, lengths, *, row_tokens: int, lookahead: int) -> np.ndarray:
-  """(pieces, 3): each document whole, or cut into windows of row_tokens + lookahead tokens, one every row_tokens.
+  """(pieces, 3): each document whole, or cut into windows of row_tokens + lookahead tokens, one
+  every row_tokens.
 
-  Consecutive windows share `lookahead` tokens, so that every token is an input with its successor in one window and in no
-  other. A document stays whole up to row_tokens + 1 tokens (row_tokens without lookahead): its last needs no target.
+  Consecutive windows share `lookahead` tokens, so that every token is an input with its successor
+  in one window and in no other. A document stays whole up to row_tokens + 1 tokens (row_tokens
+  without lookahead): its last needs no target.
   """
   sizes = lengths[documents]
   counts = np.maximum(-(-(sizes - min(lookahead, 1)) // row_tokens), 1)

@@ -1,14 +1,18 @@
 """Best-fit packing: documents stay whole where they can, and rows are nearly full.
 
-A document longer than a row (row_tokens + 1 tokens, the last being only a target; row_tokens where the objective needs no lookahead)
-is cut into windows of row_tokens + lookahead tokens, one every row_tokens. Then, longest first, each piece goes into the row with the least room that still holds it, or into a new one (best-fit decreasing: at
-most 11/9 of the fewest rows, plus a constant). Room is a whole number below the row's size, so rows are kept by room and the
-set of rooms in use is one integer's bits: a piece costs a shift, not a search.
+A document longer than a row (row_tokens + 1 tokens, the last being only a target; row_tokens where
+the objective needs no lookahead) is cut into windows of row_tokens + lookahead tokens, one every
+row_tokens. Then, longest first, each piece goes into the row with the least room that still holds
+it, or into a new one (best-fit decreasing: at most 11/9 of the fewest rows, plus a constant). Room
+is a whole number below the row's size, so rows are kept by room and the set of rooms in use is one
+integer's bits: a piece costs a shift, not a search.
 
-Pieces of equal length change places from epoch to epoch, so that other documents share a row; the number of rows does not change.
-shuffle=False packs the same way each epoch, with rows in the order in which they were opened.
+Pieces of equal length change places from epoch to epoch, so that other documents share a row; the
+number of rows does not change. shuffle=False packs the same way each epoch, with rows in the order
+in which they were opened.
 
-Source: Ding et al., 2024, Fewer Truncations Improve Language Modeling (arXiv:2404.10830); Johnson, 1973 (bound).
+Source: Ding et al., 2024, Fewer Truncations Improve Language Modeling (arXiv:2404.10830); Johnson,
+1973 (bound).
 """
 
 import dataclasses

@@ -1,14 +1,15 @@
 """Concatenate and cut: documents end to end, one stream, cut every row_tokens (GPT-2, GPT-3).
 
-Each epoch the documents lie in a new order on a ring of N tokens; the ring is cut into ceil(N / T) rows of T inputs from a new
-random start, so that one huge document gives other windows each epoch. Every row holds `lookahead` further tokens, the targets
-of its last inputs. Every token is an input exactly once an epoch; the last row is short unless T divides N (and holds one target
-more). Where a row passes
-the end of the ring, the document begun there is a document of its own.
+Each epoch the documents lie in a new order on a ring of N tokens; the ring is cut into ceil(N / T)
+rows of T inputs from a new random start, so that one huge document gives other windows each epoch.
+Every row holds `lookahead` further tokens, the targets of its last inputs. Every token is an input
+exactly once an epoch; the last row is short unless T divides N (and holds one target more). Where a
+row passes the end of the ring, the document begun there is a document of its own.
 
 shuffle=False keeps documents and rows in the order of the source, from its first token.
 
-Source: Radford et al., 2019 (GPT-2); Brown et al., 2020 (arXiv:2005.14165), section 2.3 and appendix B.
+Source: Radford et al., 2019 (GPT-2); Brown et al., 2020 (arXiv:2005.14165), section 2.3 and
+appendix B.
 """
 
 import dataclasses

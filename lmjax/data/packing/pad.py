@@ -1,7 +1,8 @@
-"""One document a row, padded; those of more than row_tokens + 1 tokens are cut into windows of row_tokens + lookahead, one every
-row_tokens.
+"""One document a row, padded; those of more than row_tokens + 1 tokens are cut into windows of
+row_tokens + lookahead, one every row_tokens.
 
-Wasteful where documents are short, and what most fine-tuning and encoder code does. shuffle=False keeps the source's order.
+Wasteful where documents are short, and what most fine-tuning and encoder code does. shuffle=False
+keeps the source's order.
 """
 
 import dataclasses

@@ -14,7 +14,8 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
 def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
-  """Files of a path: a file, a folder (its files of these suffixes, sorted), a glob pattern, or a tuple of them.
+  """Files of a path: a file, a folder (its files of these suffixes, sorted), a glob pattern, or a
+  tuple of them.
 
   Raises ValueError naming the path when nothing is there or a file is empty.
   """
@@ -132,10 +133,11 @@ def decode(data: bytes, where, encoding: str = 'utf-8') -> str:
 
 
 def fingerprint(files, *words, times: bool = True) -> str:
-  """Of contents, not of paths: size and hash of each file in order, and any words (arguments that change the documents).
+  """Of contents, not of paths: size and hash of each file in order, and any words (arguments that
+  change the documents).
 
-  Files above 64 MiB are hashed at 64 places; with `times` their modification time counts as well, so that an edit
-  elsewhere in them is not missed.
+  Files above 64 MiB are hashed at 64 places; with `times` their modification time counts as well,
+  so that an edit elsewhere in them is not missed.
   """
   digest = hashlib.sha256(repr(words).encode())
   for file in files:

@@ -1,4 +1,5 @@
-"""JSON lines: one object a line, its text in one field; plain or compressed (.gz, .xz, .bz2, .zst). Blank lines are skipped.
+"""JSON lines: one object a line, its text in one field; plain or compressed (.gz, .xz, .bz2, .zst).
+Blank lines are skipped.
 
 `where=('lang', 'en')` keeps the objects whose field `lang` is 'en'.
 """

@@ -1,7 +1,9 @@
-"""A seqio Task (or Mixture): token ids exactly as seqio's preprocessors give them, in seqio's order, unshuffled and untrimmed.
+"""A seqio Task (or Mixture): token ids exactly as seqio's preprocessors give them, in seqio's
+order, unshuffled and untrimmed.
 
-`module` is imported first, so that it can register the task. Ids come from the feature's own vocabulary; they must lie in that of
-config.data.tokenizer. TensorFlow is needed; it is imported here alone.
+`module` is imported first, so that it can register the task. Ids come from the feature's own
+vocabulary; they must lie in that of config.data.tokenizer. TensorFlow is needed; it is imported
+here alone.
 
 Source: Roberts et al., 2022, Scaling Up Models and Data with t5x and seqio (arXiv:2203.17189).
 """
@@ -57,10 +59,11 @@ class SeqioTask:
     return int(self.open().output_features[self.feature].vocabulary.vocab_size)
 
   def fingerprint(self) -> str:
-    """Of the task's name, the file of `module`, the vocabulary and the sizes and times of local input files.
+    """Of the task's name, the file of `module`, the vocabulary and the sizes and times of local
+    input files.
 
-    Running the task would say more and take as long as training on it. After an edit that none of these shows (in a module that
-    `module` imports, say), empty the token cache.
+    Running the task would say more and take as long as training on it. After an edit that none of
+    these shows (in a module that `module` imports, say), empty the token cache.
     """
     task = self.open()
     digest = hashlib.sha256(repr((self.task, self.split, self.feature)).encode())

@@ -1,7 +1,8 @@
 """Tiny Shakespeare, bundled with the package: 1,115,394 characters, 65 distinct, one document.
 
 The split is nanoGPT's: the first 1 - valid_fraction of the characters train, the rest validate.
-Source: karpathy/char-rnn, data/tinyshakespeare; split: karpathy/nanoGPT, data/shakespeare_char/prepare.py. Public domain.
+Source: karpathy/char-rnn, data/tinyshakespeare; split: karpathy/nanoGPT,
+data/shakespeare_char/prepare.py. Public domain.
 """
 
 import dataclasses

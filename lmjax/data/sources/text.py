@@ -1,6 +1,8 @@
-"""Plain text files, compressed (.gz, .xz, .bz2, .zst) or not. Each file is one document, or several split at a separator.
+"""Plain text files, compressed (.gz, .xz, .bz2, .zst) or not. Each file is one document, or several
+split at a separator.
 
-The separator itself is dropped; line ends are kept as they are. With encoding=None documents are raw bytes (for byte tokenizers).
+The separator itself is dropped; line ends are kept as they are. With encoding=None documents are
+raw bytes (for byte tokenizers).
 """
 
 import dataclasses

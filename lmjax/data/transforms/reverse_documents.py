@@ -1,11 +1,14 @@
-"""Documents read backwards with probability `rate`: the tokens of a span in reverse order, positions and bounds unchanged.
+"""Documents read backwards with probability `rate`: the tokens of a span in reverse order,
+positions and bounds unchanged.
 
-Training on both directions lessens the reversal curse (a model told that A is B cannot say who B is).
+Training on both directions lessens the reversal curse (a model told that A is B cannot say who B
+is).
 
-A document is reversed as far as it lies in the row; its beginning- and end-of-text ids stay where they are. Conserves tokens: each
-segment holds the same ids, as often.
+A document is reversed as far as it lies in the row; its beginning- and end-of-text ids stay where
+they are. Conserves tokens: each segment holds the same ids, as often.
 
-Source: Golovneva et al., 2024, Reverse Training to Nurse the Reversal Curse (arXiv:2403.13799): token reversal, rate 1/2.
+Source: Golovneva et al., 2024, Reverse Training to Nurse the Reversal Curse (arXiv:2403.13799):
+token reversal, rate 1/2.
 """
 
 import dataclasses

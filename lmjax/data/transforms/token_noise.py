@@ -1,10 +1,13 @@
-"""Noise: each token becomes, with probability `rate`, an id drawn uniformly from the vocabulary less bos, eos, pad and mask.
+"""Noise: each token becomes, with probability `rate`, an id drawn uniformly from the vocabulary
+less bos, eos, pad and mask.
 
-Inputs and targets are the same row, so noise is in both: the data are corrupted, as in studies of dirty pretraining text. (It is no
-regulariser of the inputs alone.) Special tokens and padding stay. Does not conserve tokens; bounds, positions and length stay.
+Inputs and targets are the same row, so noise is in both: the data are corrupted, as in studies of
+dirty pretraining text. (It is no regulariser of the inputs alone.) Special tokens and padding
+stay. Does not conserve tokens; bounds, positions and length stay.
 
-Source: the question is that of Ru et al., 2025, Do we really have to filter out random noise in pre-training data for language
-models? (arXiv:2502.06604); noise that is independent from token to token is a simplification of ours.
+Source: the question is that of Ru et al., 2025, Do we really have to filter out random noise in
+pre-training data for language models? (arXiv:2502.06604); noise that is independent from token to
+token is a simplification of ours.
 """
 
 import dataclasses

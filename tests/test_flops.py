@@ -1,0 +1,53 @@
+"""The FLOP counter against counts by hand."""
+
+import pytest
+
+from lmjax import build
+from lmjax import config
+from lmjax import flops
+
+
+def count(recipe, *overrides):
+  return flops.per_token(build.build(config.resolve(config.load(recipe, list(overrides)))))
+
+
+def test_gpt2_124m_by_hand():
+  """12 layers of 4 D^2 + 8 D^2 matrices, the tied table once as unembedding, attention of 12 heads of 64 at T = 1024."""
+  found = count('gpt2:124M')
+  assert found.matrices == 2 * (12 * 12 * 768**2 + 50304 * 768)
+  assert found.mixing_full == 12 * 4 * 768 * 1024
+  assert found.mixing_causal == 12 * 4 * 768 * (1024 + 1) / 2
+  # nanoGPT's formula, 6 N + 12 L H Q T with N without positions, counts the same but for norms and biases.
+  nano = 6 * (12 * 12 * 768**2 + 50304 * 768) + 12 * 12 * 12 * 64 * 1024
+  assert found.step_full == nano
+
+
+def test_llama_grouped_and_gated_by_hand():
+  """8B: q and out 4096 x 4096, k and v 4096 x 1024, three matrices 4096 x 14336; untied: only the unembedding counts."""
+  found = count('llama:8B')
+  layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+  assert found.matrices == 2 * (32 * layer + 128_256 * 4096)
+  assert found.mixing_full == 32 * 4 * 4096 * 8192
+
+
+def test_windows_and_shared_segments():
+  wide = count('quickstart', ('model.mixer.window', '16'), ('model.depth', '1'))
+  # The first 16 tokens see 1 ... 16 keys, the other 112 see 16.
+  assert wide.mixing_causal == 4 * 128 * (16 * 17 / 2 + 112 * 16) / 128
+  once = count('quickstart', ('model.depth', '1'))
+  shared = count('quickstart', ('model.stack', 'shared(block)*3'))
+  head = 2 * 260 * 128
+  assert shared.matrices - head == 3 * (once.matrices - head)
+  assert shared.mixing_full == 3 * once.mixing_full
+
+
+def test_both_sides():
+  found = count('bert_tiny')
+  assert found.mixing_full == found.mixing_causal == 4 * 4 * 128 * 128
+
+
+def test_mfu_formula():
+  found = flops.Flops(matrices=1e9, mixing_full=2e8, mixing_causal=1e8)
+  assert flops.mfu(1000.0, found, devices=2, device_kind='NVIDIA H200') == {
+      'mfu_full': pytest.approx(1000 * 3.6e9 / (2 * 989e12)), 'mfu_causal': pytest.approx(1000 * 3.3e9 / (2 * 989e12))}
+  assert flops.mfu(1000.0, found, devices=1, device_kind='cpu') == {}
