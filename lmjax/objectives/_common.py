@@ -38,8 +38,10 @@ def cross_entropy(outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label
   nll_BT = lse_BT - right_BT
   loss_BT = nll_BT
   if label_smoothing:
-    usable = z_BTV if outputs.bias_V is None else jnp.where(outputs.bias_V > -1e29, z_BTV, lse_BT[..., None])
-    loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * (lse_BT - jnp.mean(usable, axis=-1))
+    # Rows that only round the vocabulary up share in no probability.
+    real_V = jnp.ones(z_BTV.shape[-1], bool) if outputs.bias_V is None else outputs.bias_V > -1e29
+    mean_BT = jnp.mean(z_BTV, axis=-1, where=real_V)
+    loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * (lse_BT - mean_BT)
   if z_loss:
     loss_BT = loss_BT + z_loss * jnp.square(lse_BT)
   w = weights_BT

@@ -56,16 +56,15 @@ def is_absolute(args: dict) -> bool:
 
 
 def ramp(step, warmup: int):
-  """min(1, (s + 1) / W)."""
-  s = jnp.asarray(step)
-  if warmup == 0:
-    return jnp.ones(s.shape, jnp.float32)
-  return jnp.minimum(1.0, (s + 1).astype(jnp.float32) / warmup)
+  """min(1, (s + 1) / W), exactly 1 at its end: XLA may divide by multiplying with 1 / W."""
+  n = jnp.asarray(step) + 1
+  return jnp.where(n >= warmup, 1.0, n.astype(jnp.float32) / max(1, warmup))
 
 
 def progress(step, start: int, stop: int):
-  """u, from 0 at `start` to 1 at `stop`; the difference is of integers, exact beyond 2^24 steps."""
-  return jnp.clip((jnp.asarray(step) - start).astype(jnp.float32) / (stop - start), 0.0, 1.0)
+  """u, exactly 0 up to `start` and 1 from `stop` on; differences of integers, exact beyond 2^24."""
+  n, size = jnp.asarray(step) - start, stop - start
+  return jnp.where(n >= size, 1.0, jnp.maximum(n, 0).astype(jnp.float32) / size)
 
 
 def towards(shape, end: float):

@@ -179,17 +179,10 @@ def _mask(model, name: str | None, path: str) -> int | None:
 
 
 def _hide(model, specials: Sequence[int | None]):
-  """Makes the specials unreachable from text, where user-defined pieces are matched by their name.
-
-  Control pieces of one character, or of one word in word models, are found in text as well.
-  The new name holds the space sign in the middle, where no piece of text has it; the library finds
-  ids by it no more.
-  """
-  for i, piece in enumerate(model.pieces):
-    if i in specials:
-      piece.type = piece.CONTROL
-    if piece.type == piece.CONTROL:
-      piece.piece = f'<special\u2581{i}>'
+  """Makes specials control pieces: text gives user-defined ones, but never control pieces."""
+  for i in specials:
+    if i is not None:
+      model.pieces[i].type = model.pieces[i].CONTROL
 
 
 def _sentence(e: Exception) -> str:

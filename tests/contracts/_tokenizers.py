@@ -75,9 +75,7 @@ def llama2c(folder):
 
 
 def tricky(folder):
-  """A model whose control symbol is one character and whose mask is matched in text, both of which
-  the library would give.
-  """
+  """A model that normalizes and whose mask is user-defined: the library finds that one in text."""
   import sentencepiece
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(TEXT.split('\n')), model_prefix=str(folder / 'sp'), vocab_size=400,

@@ -130,6 +130,14 @@ def test_shuffling_moves_documents_between_rows(spec):
   assert len(together[0] & together[1]) < 0.7 * len(together[0])
 
 
+@pytest.mark.parametrize('change', [dict(epoch=1), dict(seed=1)])
+def test_concat_gives_documents_other_neighbours(change):
+  def neighbours(**how):
+    return {(int(x), int(y)) for r in plan('concat()', CASES['mixed'], **how) for x, y in zip(r[:-1, 0], r[1:, 0])}
+  first = neighbours()
+  assert len(first) > 50 and len(first & neighbours(**change)) < 10
+
+
 def test_one_huge_document_gives_other_windows_each_epoch():
   starts = [{int(r[0, 1]) % ROW for r in plan('concat()', CASES['one huge'], epoch=e)} for e in range(8)]
   assert len(set.union(*starts)) > 4

@@ -13,7 +13,7 @@ from lmjax.data import store
 @pytest.fixture
 def source(tmp_path):
   rng = random.Random(0)
-  texts = [''.join(rng.choices('abc \u00e9\n', k=rng.choice([0, 3, 50, 9000]))) for _ in range(900)]
+  texts = [''.join(rng.choices('abc \u00e9\n', k=rng.choice([0, 3, 50, 900]))) for _ in range(3000)]
   (tmp_path / 'x.jsonl').write_text('\n'.join(json.dumps(dict(text=t)) for t in texts))
   return f'jsonl(path={str(tmp_path / "x.jsonl")!r})', texts
 
@@ -23,7 +23,7 @@ def test_workers_do_not_change_the_result(tmp_path, source, capsys):
   for workers in (1, 2):
     args = [f'--source={spec}', '--tokenizer=bytes()', f'--out={tmp_path / str(workers)}', f'--workers={workers}']
     assert prepare.main(args) == 0
-    assert '900 documents' in capsys.readouterr().out
+    assert '3,000 documents' in capsys.readouterr().out
   for name in ('tokens.bin', 'offsets.npy', 'meta.json'):
     assert (tmp_path / '1' / name).read_bytes() == (tmp_path / '2' / name).read_bytes(), name
   tok = registry.make('tokenizer', 'bytes()')()

@@ -3,6 +3,7 @@ refused.
 """
 
 import json
+import sys
 
 import hypothesis
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ import pytest
 import _tokenizers
 from _tokenizers import make
 from _tokenizers import quick
+from lmjax import kinds
 
 
 def test_llama2_vectors(test_data):
@@ -67,8 +69,17 @@ def test_sentencepiece_specials(tmp_path):
   named = make(f'sentencepiece(path="{path}", mask="[MASK]")')
   assert (named.mask, named.vocab_size) == (400, 401) and named.fingerprint() != tok.fingerprint()
   assert make(f'sentencepiece(path="{path}", mask=None)').mask is None
+  own = make(f'sentencepiece(path="{path}", mask="<mask>")')
+  assert (own.mask, own.vocab_size) == (tok.mask, 400) and own.mask not in own.encode('a <mask>')
   with pytest.raises(ValueError, match="mask='▁the' is an ordinary piece"):
     make(f'sentencepiece(path="{path}", mask="▁the")')
+
+
+@pytest.mark.parametrize('module', ['sentencepiece', 'google.protobuf'])
+def test_without_the_extra(tmp_path, monkeypatch, module):
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(kinds.Unsupported, match=r"pip install 'lmjax\[sentencepiece\]'"):
+    make(f'sentencepiece(path="{tmp_path}/sp.model")')
 
 
 def test_sentencepiece_refuses_damage(tmp_path):
