@@ -8,7 +8,7 @@ import optax
 
 
 def require(ok: bool, where: str, value, wanted: str):
-  """Raises ValueError naming the argument (`where`, as in 'adam.b1'), its value and what is accepted."""
+  """Raises ValueError naming the argument (`where`, as in 'adam.b1'), its value, the accepted."""
   if not ok:
     raise ValueError(f'{where}={value!r} is not accepted: {wanted} is expected')
 
@@ -28,10 +28,10 @@ def wide(tree):
 
 
 def in_float32(inner) -> optax.GradientTransformationExtraArgs:
-  """`inner` with state and arithmetic in float32 whatever the dtype of the parameters; updates keep the gradients' dtype.
+  """`inner` with state and arithmetic in float32; updates keep the gradients' dtype.
 
-  Without it Optax keeps moments and forms norms in the dtype of the parameters: a bfloat16 second moment with b2 = 0.999
-  stops moving, and a float16 norm overflows at gradients of 256.
+  Optax keeps moments and forms norms in the dtype of the parameters: a bfloat16 second moment with
+  b2 = 0.999 stops moving, and a float16 norm overflows at a gradient of 256.
   """
   inner = optax.with_extra_args_support(inner)
 
@@ -39,7 +39,8 @@ def in_float32(inner) -> optax.GradientTransformationExtraArgs:
     return inner.init(wide(params))
 
   def update(updates, state, params=None, **extra):
-    out, state = inner.update(wide(updates), state, None if params is None else wide(params), **extra)
+    params = None if params is None else wide(params)
+    out, state = inner.update(wide(updates), state, params, **extra)
     return jax.tree.map(lambda new, old: new.astype(old.dtype), out, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)

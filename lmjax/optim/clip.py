@@ -2,9 +2,9 @@
 
   update <- update min(1, norm / ||update||),   ||.|| over all tensors jointly, in float32
 
-Pascanu, Mikolov and Bengio, 2012 (arXiv:1211.5063). In front of a chain it clips the gradient, elsewhere what reaches it.
-1.0 is GPT-3's value. Under a mesh the norm is that of the whole arrays, not of a shard. A norm that is not finite gives an
-update that is not: the step refuses it. No state.
+Pascanu, Mikolov and Bengio, 2012 (arXiv:1211.5063). In front of a chain it clips the gradient,
+elsewhere what reaches it. 1.0 is GPT-3's value. Under a mesh the norm is that of the whole arrays,
+not of a shard. A norm that is not finite is left to the step, which refuses it. No state.
 """
 
 import optax

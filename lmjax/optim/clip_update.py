@@ -1,14 +1,16 @@
 """Clipping each tensor's update by its root mean square.
 
-  update <- update / max(1, RMS(update) / rms),   RMS(u) = sqrt(mean(u^2)) over one tensor of one layer, in float32
+  update <- update / max(1, RMS(update) / rms)
+  RMS(u) = sqrt(mean(u^2)) over one tensor of one layer, in float32
 
-Shazeer and Stern, 2018 (Adafactor, arXiv:1804.04235, section 6), d = 1. Placed behind `adam` it bounds the step of a tensor
-whose second moment lags a sudden gradient; Adafactor clips before its momentum: `adam(b1=0.0) | clip_update() | sgd(...)`. StableAdamW
-(Wortsman et al., 2023, arXiv:2304.13013) is another rule: it divides by the RMS of g / sqrt(v), free of momentum, and
-shortens the decay as well.
+Shazeer and Stern, 2018 (Adafactor, arXiv:1804.04235, section 6), d = 1. Placed behind `adam` it
+bounds the step of a tensor whose second moment lags a sudden gradient; Adafactor clips before its
+momentum. StableAdamW (Wortsman et al., 2023, arXiv:2304.13013) is another rule: it divides by the
+RMS of g / sqrt(v), which is free of momentum, and shortens the decay as well.
 
-Layers and experts stacked in one array are clipped one by one: a stack is no tensor, and the same model unrolled must train
-alike. No state. An update beyond the range of float32 squares becomes 0 here; the step has refused its gradient by then.
+Layers and experts stacked in one array are clipped one by one: a stack is no tensor, and the same
+model unrolled must train alike. No state. An update whose square leaves float32 becomes 0 here; the
+step has refused its gradient by then.
 """
 
 import jax
@@ -21,16 +23,17 @@ from lmjax.registry import register
 
 @register('optim')
 def clip_update(rms: float = 1.0, *, facts) -> optax.GradientTransformationExtraArgs:
-  """Clips the RMS of each layer's tensor; ValueError for rms not above 0. `facts` name the stacked axes."""
+  """Clips the RMS of each layer's tensor, as `facts` stack them; ValueError for rms not above 0."""
   _base.positive('clip_update.rms', rms)
 
   def clip(u, fact):
-    stack, ins, outs = fact.axes()
+    _, ins, outs = fact.axes()
     size = jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(ins + outs), keepdims=True))
     return u / jnp.maximum(1.0, size / rms)
 
   def update(updates, params=None):
-    # Mapped over the facts first: a masked-out subtree of the updates has no leaf, and passes.
-    return jax.tree.map(lambda fact, sub: jax.tree.map(lambda u: clip(u, fact), sub), facts, updates)
+    def one(fact, part):  # a leaf, or what masks one out, which has no leaves and passes
+      return jax.tree.map(lambda u: clip(u, fact), part)
+    return jax.tree.map(one, facts, updates)
 
   return _base.in_float32(optax.stateless(update))

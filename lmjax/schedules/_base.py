@@ -51,7 +51,7 @@ def check_end(where: str, value: float):
 
 
 def is_absolute(args: dict) -> bool:
-  """Whether the warm-up is the same in a longer run: the fact `extendable` where there is no end."""
+  """Whether the warm-up is the same in a longer run: `extendable`, where there is no end."""
   return args['warmup'] == 0 or args['warmup'] >= 1
 
 

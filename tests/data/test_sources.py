@@ -106,6 +106,7 @@ def test_tokens_npy_and_bin_in_place(tmp_path):
     assert isinstance(whole.tokens, np.memmap), 'read where it lies'
     assert [whole[i].tolist() for i in range(len(whole))] == [ids.tolist()]
     assert [d.tolist() for d in read(spec + ', eos=0)')] == [[1, 2, 0], [3, 0], [4]]
+    assert [d.tolist() for d in read(spec + ', eos=4)')] == [ids.tolist()], 'nothing follows a last eos'
     assert registry.make('source', spec + ', eos=0)')().fingerprint() != whole.fingerprint()
 
 
