@@ -1,7 +1,7 @@
 """The contract of schedules, run over every registered part.
 
-ROWS has the specs that are tried with their equation in Python floats, and the arguments that are refused. A part without an
-entry fails the suite.
+ROWS has the specs that are tried with their equation in Python floats, and the arguments that are
+refused. A part without an entry fails the suite.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def noam(w, flat=False):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """factor: the equation. warmup: steps of it. peak_until: last step at 1. end: at `steps`. extendable: the fact."""
+  """factor: the equation. warmup: steps of it. peak_until: last step at 1. end: factor at `steps`."""
 
   factor: typing.Callable
   warmup: int
@@ -61,8 +61,9 @@ ROWS = {
         'cosine(warmup=0.29, end=0.3)': Case(cosine(29, 0.3), 29, 29, 0.3),
         'cosine(warmup=99)': Case(cosine(99, 0.1), 99, 99, 0.1),
         'cosine(warmup=0, end=1.0)': Case(cosine(0, 1.0), 0, STEPS, 1.0)},
-        {'cosine(warmup=100)': 'warmup', 'cosine(warmup=-0.1)': 'warmup', 'cosine(warmup=2.5)': 'warmup',
-         'cosine(warmup=1e999)': 'warmup', 'cosine(end=1.1)': 'end', 'cosine(end=-0.1)': 'end'}),
+        {'cosine(warmup=100)': 'warmup', 'cosine(warmup=-0.1)': 'warmup',
+         'cosine(warmup=2.5)': 'warmup', 'cosine(warmup=1e999)': 'warmup',
+         'cosine(end=1.1)': 'end', 'cosine(end=-0.1)': 'end'}),
     'linear': ({
         'linear(warmup=0.1)': Case(linear(10, 0.0), 10, 10, 0.0),
         'linear(warmup=0, end=0.25)': Case(linear(0, 0.25), 0, 0, 0.25),
@@ -72,18 +73,22 @@ ROWS = {
         'wsd()': Case(decaying(lambda u: 1 - u, 1, 80, 0.0, STEPS), 1, 80, 0.0),
         'wsd(warmup=6, decay=30, shape="sqrt", end=0.1)':
             Case(decaying(lambda u: 1 - math.sqrt(u), 6, 70, 0.1, STEPS), 6, 70, 0.1),
-        'wsd(warmup=0.3, decay=0.7)': Case(decaying(lambda u: 1 - u, 30, 30, 0.0, STEPS), 30, 30, 0.0),
+        'wsd(warmup=0.3, decay=0.7)':
+            Case(decaying(lambda u: 1 - u, 30, 30, 0.0, STEPS), 30, 30, 0.0),
         'wsd(warmup=0.0, decay=1)': Case(decaying(lambda u: 1 - u, 0, 99, 0.0, STEPS), 0, 99, 0.0),
         'wsd(decay=0.001)': Case(decaying(lambda u: 1 - u, 1, 99, 0.0, STEPS), 1, 99, 0.0)},
-        {'wsd(decay=0.995)': 'decay', 'wsd(warmup=0.6, decay=0.5)': 'decay', 'wsd(warmup=0.804, decay=0.2)': 'decay', 'wsd(warmup=60, decay=41)': 'decay',
-         'wsd(decay=0)': 'decay', 'wsd(decay=-0.2)': 'decay', 'wsd(decay=101)': 'decay', 'wsd(decay=1.5)': 'decay',
+        {'wsd(decay=0.995)': 'decay', 'wsd(warmup=0.6, decay=0.5)': 'decay',
+         'wsd(warmup=0.804, decay=0.2)': 'decay', 'wsd(warmup=60, decay=41)': 'decay',
+         'wsd(decay=0)': 'decay', 'wsd(decay=-0.2)': 'decay', 'wsd(decay=101)': 'decay',
+         'wsd(decay=1.5)': 'decay',
          'wsd(warmup=100)': 'warmup', 'wsd(end=1.5)': 'end', 'wsd(shape="square")': 'shape'}),
     'inverse_sqrt': ({
         'inverse_sqrt()': Case(noam(1), 1, 1, 0.1),
         'inverse_sqrt(warmup=4)': Case(noam(4), 4, 4, 0.2, True),
         'inverse_sqrt(warmup=0)': Case(noam(1), 0, 1, 0.1, True),
         'inverse_sqrt(warmup=0.25, ramp="flat")': Case(noam(25, flat=True), 0, 25, 0.5)},
-        {'inverse_sqrt(warmup=200)': 'warmup', 'inverse_sqrt(warmup=-3)': 'warmup', 'inverse_sqrt(ramp="none")': 'ramp'}),
+        {'inverse_sqrt(warmup=200)': 'warmup', 'inverse_sqrt(warmup=-3)': 'warmup',
+         'inverse_sqrt(ramp="none")': 'ramp'}),
     'constant': ({
         'constant()': Case(lambda s: 1.0, 0, STEPS, 1.0, True),
         'constant(warmup=0.2)': Case(lambda s: warm(s, 20), 20, STEPS, 1.0),
@@ -115,7 +120,7 @@ def test_equals_its_equation_traced_and_in_python_with_one_compilation(spec, cas
   assert g._cache_size() == 1
   assert all(x.shape == () and x.dtype == jnp.float32 for x in traced)
   np.testing.assert_allclose(traced, [case.factor(s) for s in steps], rtol=1e-5, atol=3e-7)
-  np.testing.assert_allclose(traced, f(np.array(steps)), rtol=1e-6, atol=2e-7)  # arrays of steps, for figures
+  np.testing.assert_allclose(traced, f(np.array(steps)), rtol=1e-6, atol=2e-7)  # arrays too
   some = [0, 1, case.warmup, case.peak_until, STEPS - 1, STEPS]
   plain = [f(s) for s in some]
   assert all(jnp.asarray(x).dtype == jnp.float32 for x in plain)

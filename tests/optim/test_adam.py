@@ -62,7 +62,7 @@ def test_chain_equals_adamw_of_pytorch(matrix_rate, all_rate):
 
 
 def test_second_moment_of_bfloat16_parameters_still_moves():
-  """In bfloat16 a step of 0.001 of its value is rounded away, and v would stay at its first value."""
+  """In bfloat16 a step of a thousandth is rounded away, and v would stay at its first value."""
   g = jnp.ones(4, jnp.bfloat16)
   tx = adam(b1=0.0, b2=0.999)
   state = tx.init(g)

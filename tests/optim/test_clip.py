@@ -26,7 +26,7 @@ def test_below_the_norm_nothing_changes(norm):
 
 
 def test_half_precision_neither_overflows_nor_drifts():
-  """300^2 is beyond float16; a sum of 4096 squares in bfloat16 would be off by a rounding of 2^-9."""
+  """300^2 is beyond float16; a sum of 257 times 4 in bfloat16 stops at 1024."""
   np.testing.assert_allclose(clipped(jnp.array([300.0, 400.0], jnp.float16)), [0.6, 0.8], rtol=1e-3)
   g = {str(i): jnp.full((4,), 1.0, jnp.bfloat16) for i in range(257)}
   u = clipped(g, norm=1.0)

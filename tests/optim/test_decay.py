@@ -11,7 +11,8 @@ from lmjax.parallel.facts import Fact
 
 CASES = {  # fact, shape, whether 'matrices' decays it
     'hidden': (Fact(('embed', 'heads', 'head_dim'), ('embed',)), (4, 2, 3), True),
-    'residual': (Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'), (2, 3, 4), True),
+    'residual': (Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'),
+                 (2, 3, 4), True),
     'layers': (Fact(('layers', 'embed', 'mlp'), ('embed',)), (3, 4, 5), True),
     'experts': (Fact(('layers', 'expert', 'embed', 'mlp'), ('embed',)), (3, 2, 4, 5), True),
     'embed': (Fact(('vocab', 'embed'), ('vocab',), 'embed'), (7, 4), True),
