@@ -269,14 +269,14 @@ def resolve(config) -> dict[str, Any]:
   Raises ConfigError naming the key, the value and what is accepted. Touches no device.
   """
   plain = config.to_dict() if isinstance(config, ConfigDict) else json.loads(json.dumps(config))
-  known = set(flat(default())) | {k for k in flat(plain) if k.startswith('model.blocks.')}
+  blocks = {k.rsplit('.', 1)[0] for k in flat(plain) if fnmatch.fnmatchcase(k, 'model.blocks.*.*')}
+  known = {k for k in flat(default()) if not k.startswith('model.blocks.')} | {f'{b}.{p}' for b in blocks for p in BLOCK_PARTS}
   for key, value in flat(plain).items():
     if key not in known:
       raise ConfigError(f'config.{key}: no such key{nearest(key, known)}')
     _set(plain, key, _resolved(key, value))
   for key in sorted(known - set(flat(plain))):
-    if not key.startswith('model.blocks.'):
-      raise ConfigError(f'config.{key} is missing')
+    raise ConfigError(f'config.{key} is missing')
   return plain
 
 

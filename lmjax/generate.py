@@ -44,12 +44,25 @@ def context_limit(architecture) -> int | None:
   return getattr(architecture.model.scheme.position, 'length', None)
 
 
-@functools.partial(jax.jit, static_argnames=('architecture', 'kind', 'length'))
-def prefill(architecture, variables, tokens_BP, segments_BP, positions_BP, *, kind: registry.Part, length: int):
+class Fixed:
+  """An object as a static argument of jit: equal only to itself, since parts compare equal whatever they were built with."""
+
+  def __init__(self, obj: Any):
+    self.obj = obj
+
+  def __hash__(self):
+    return id(self.obj)
+
+  def __eq__(self, other):
+    return isinstance(other, Fixed) and self.obj is other.obj
+
+
+@functools.partial(jax.jit, static_argnames=('net', 'kind', 'length'))
+def prefill(net: Fixed, variables, tokens_BP, segments_BP, positions_BP, *, kind: registry.Part, length: int):
   """A cache for `length` tokens that holds the given ones. `kind` is the cache part."""
-  cache = architecture.init_cache(kind, tokens_BP.shape[0], length)
+  cache = net.obj.init_cache(kind, tokens_BP.shape[0], length)
   ctx = kinds.Ctx(positions_BT=positions_BP, segments_BT=segments_BP)
-  return architecture.apply(variables, tokens_BP, ctx, cache).cache
+  return net.obj.apply(variables, tokens_BP, ctx, cache).cache
 
 
 def step(architecture, variables, slot, tokens_B):
@@ -60,14 +73,14 @@ def step(architecture, variables, slot, tokens_B):
   return embedding.logits(outputs)[:, 0], (outputs.cache, positions_B + 1)
 
 
-@functools.partial(jax.jit, static_argnames=('architecture', 'rule', 'tokens'), donate_argnames='slot')
-def decode(architecture, variables, slot, last_B, keys_B, done_B, limit, eos, *, rule: str, tokens: int):
+@functools.partial(jax.jit, static_argnames=('net', 'rule', 'tokens'), donate_argnames='slot')
+def decode(net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, rule: str, tokens: int):
   """(new tokens (B, tokens), slot): at most `limit` tokens, fewer when every row has met `eos` (-1 for none).
 
   Columns after a row's end, and those that were never reached, are -1; the end token itself is kept.
   """
   chosen = _base.rule(rule)
-  step_fns = (functools.partial(step, architecture, variables),)
+  step_fns = (functools.partial(step, net.obj, variables),)
 
   def go_on(carry):
     t, _, done_B, _ = carry
@@ -144,11 +157,11 @@ def generate(architecture, variables, prompts: Sequence[Sequence[int]], *, max_t
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
   rows = power_of_two(len(prompts))
   spare = rows - len(prompts)
-  cached = prefill(architecture, variables, *left_padded([p[:-1] for p in prompts], columns, rows), kind=kind, length=columns + tokens)
+  cached = prefill(Fixed(architecture), variables, *left_padded([p[:-1] for p in prompts], columns, rows), kind=kind, length=columns + tokens)
   positions_B = np.array([len(p) - 1 for p in prompts] + [0] * spare, np.int32)
   last_B = np.array([p[-1] for p in prompts] + [0] * spare, np.int32)
   keys_B = row_keys([*prompts, *[[]] * spare], seed)
-  out_BT, _ = decode(architecture, variables, (cached, positions_B), last_B, keys_B, np.arange(rows) >= len(prompts),
+  out_BT, _ = decode(Fixed(architecture), variables, (cached, positions_B), last_B, keys_B, np.arange(rows) >= len(prompts),
                      max_tokens, -1 if eos is None else eos, rule=rule, tokens=tokens)
   return [_trim(row, eos) for row in np.asarray(out_BT)[:len(prompts)]]
 

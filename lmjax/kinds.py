@@ -272,7 +272,10 @@ class Transform(Protocol):
 
 
 class Pack(Protocol):
-  """`part(...)` returns `plan`: the rows of one epoch as spans of documents, a pure function of its arguments."""
+  """`part(...)` returns a dataclass (its repr is part of the data's fingerprint) with `plan`.
+
+  `plan` gives the rows of one epoch as spans of documents, a pure function of its arguments, and as many rows in every epoch.
+  """
 
   def plan(self, lengths: np.ndarray, row_tokens: int, lookahead: int, seed: int, epoch: int) -> 'RowPlan': ...
 
@@ -299,7 +302,8 @@ class Mixture(Protocol):
 class Tokenizer(Protocol):
   """Ids are 0 ... vocab_size - 1. bos, eos, pad, mask are ids or None.
 
-  Fact `lossless`: decode_bytes(encode(data)) == data for arbitrary bytes. Text never yields a special id.
+  Fact `lossless`: decode_bytes(encode(data)) == data for arbitrary bytes. Text never yields a special id. Optional: `encode_batch(texts)`,
+  and a static `train(texts, vocab_size, ...) -> bytes of the file`, which `python -m lmjax.tokenize train` offers.
   """
 
   vocab_size: int

@@ -32,12 +32,12 @@ class Window(NamedTuple):
   scored: int
 
 
-@functools.partial(jax.jit, static_argnames='architecture')
-def score(architecture, variables, tokens_BT, segments_BT, targets_BT):
+@functools.partial(jax.jit, static_argnames='net')
+def score(net: generate_lib.Fixed, variables, tokens_BT, segments_BT, targets_BT):
   """(log-probability of each target, whether it is the argmax), both (B, T). Logits exist for about 1000 tokens at a time."""
   rows, steps = tokens_BT.shape
   positions_BT = jnp.broadcast_to(jnp.arange(steps, dtype=jnp.int32), (rows, steps))
-  out = architecture.apply(variables, tokens_BT, kinds.Ctx(positions_BT=positions_BT, segments_BT=segments_BT))
+  out = net.obj.apply(variables, tokens_BT, kinds.Ctx(positions_BT=positions_BT, segments_BT=segments_BT))
   group = generate_lib.power_of_two(max(1, LOGIT_TOKENS // steps))
   group = group if rows % group == 0 else 1
 
@@ -190,7 +190,7 @@ class LM:
     for r, w in enumerate(windows):
       n = len(w.tokens) - 1
       tokens[r, :n], targets[r, :n], segments[r, :n] = w.tokens[:-1], w.tokens[1:], 1
-    logp, right = jax.device_get(score(self.architecture, self.variables, tokens, segments, targets))
+    logp, right = jax.device_get(score(generate_lib.Fixed(self.architecture), self.variables, tokens, segments, targets))
     spans = [slice(len(w.tokens) - 1 - w.scored, len(w.tokens) - 1) for w in windows]
     return [(logp[r, s].astype(np.float64), right[r, s]) for r, s in enumerate(spans)]
 

@@ -221,6 +221,8 @@ def _typed(where: str, value: Any, annotation: Any, context: Mapping[str, Any]) 
     if isinstance(value, str):
       value = specs.call(value)
     if isinstance(value, tuple) and value and all(isinstance(v, specs.Call) for v in value):
+      if annotation is not Any and Chain not in (annotation, *typing.get_args(annotation)):
+        raise SpecError(f'{where}={specs.show(value)}: one {kind} is expected here, not a chain')
       return Chain(tuple((k, make(kind, c, **inner)) for k, c in specs.label(list(value)).items()))
     if isinstance(value, specs.Call):
       return make(kind, value, **inner)

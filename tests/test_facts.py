@@ -50,7 +50,7 @@ def test_the_matrix_view_maps_inputs_to_outputs_and_comes_back(fact, shape, matr
   stack, ins, outs = fact.axes()
   if not stack:  # contracting the view contracts the declared axes
     v = _table.normal(*(shape[i] for i in ins), seed=1)
-    _table.close(v.reshape(-1) @ y, jnp.tensordot(v, x, (range(len(ins)), ins)).reshape(-1), 1e-5)
+    _table.close(v.reshape(-1) @ y, jnp.tensordot(v, x, (list(range(len(ins))), ins)).reshape(-1), 1e-5)
 
 
 class Leaf(nn.Module):

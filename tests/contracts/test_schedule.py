@@ -45,7 +45,7 @@ def noam(w, flat=False):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """factor: the equation. warmup: steps of it. peak_until: last step at 1. end: factor at `steps`."""
+  """factor: the equation. warmup: its steps. peak_until: last step at 1. end: factor at `steps`."""
 
   factor: typing.Callable
   warmup: int

@@ -13,7 +13,7 @@ def lion(**args):
 
 @pytest.mark.parametrize('g, want', [(-0.085, 1.0), (-0.1, -1.0)])
 def test_steps_by_the_old_momentum_with_b1_and_stores_with_b2(g, want):
-  """Momentum refreshed first gives -1 in the first case; the sign of the new one -1, +1."""
+  """Refreshed before the step, the first gives -1; by the sign of the new m, the second +1."""
   tx, one = lion(b1=0.9, b2=0.99), jnp.ones(1)
   u, state = tx.update(one, tx.init(one))
   assert u == 1
