@@ -9,24 +9,27 @@ Axes: B rows, P prompt columns, T new tokens.
 """
 
 import functools
+import math
 from typing import Any, Sequence
 import zlib
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from lmjax import kinds
 from lmjax import registry
 from lmjax.decoding import _base
 from lmjax.nn import embedding
+from lmjax.parallel import shard
 
 SMALLEST_PROMPT, TOKENS_MULTIPLE = 16, 64
 
 
 def power_of_two(n: int, least: int = 1) -> int:
-  """The smallest power of two that is at least n and `least`."""
-  return max(least, 1 << max(0, n - 1).bit_length())
+  """`least` times the smallest power of two that makes at least n."""
+  return least << max(0, -(-n // least) - 1).bit_length()
 
 
 def left_padded(prompts: Sequence[Sequence[int]], columns: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,12 +60,27 @@ class Fixed:
     return isinstance(other, Fixed) and self.obj is other.obj
 
 
+def automatic(f):
+  """f, run with the partitioner in charge also on an explicit mesh: caches and gathered windows have no sharding of their own to state."""
+  if not shard.is_explicit():
+    return f
+  return jax.sharding.auto_axes(f, out_sharding=PartitionSpec())
+
+
+def least_rows() -> int:
+  """Rows that a batch has at least: what the current mesh divides it over."""
+  mesh = shard.mesh()
+  return math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch']) if not mesh.empty else 1
+
+
 @functools.partial(jax.jit, static_argnames=('net', 'kind', 'length'))
 def prefill(net: Fixed, variables, tokens_BP, segments_BP, positions_BP, *, kind: registry.Part, length: int):
   """A cache for `length` tokens that holds the given ones. `kind` is the cache part."""
-  cache = net.obj.init_cache(kind, tokens_BP.shape[0], length)
-  ctx = kinds.Ctx(positions_BT=positions_BP, segments_BT=segments_BP)
-  return net.obj.apply(variables, tokens_BP, ctx, cache).cache
+  def fill(variables, tokens_BP, segments_BP, positions_BP):
+    cache = net.obj.init_cache(kind, tokens_BP.shape[0], length)
+    ctx = kinds.Ctx(positions_BT=positions_BP, segments_BT=segments_BP)
+    return net.obj.apply(variables, tokens_BP, ctx, cache).cache
+  return automatic(fill)(variables, tokens_BP, segments_BP, positions_BP)
 
 
 def step(architecture, variables, slot, tokens_B):
@@ -80,22 +98,26 @@ def decode(net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, r
   Columns after a row's end, and those that were never reached, are -1; the end token itself is kept.
   """
   chosen = _base.rule(rule)
-  step_fns = (functools.partial(step, net.obj, variables),)
 
-  def go_on(carry):
-    t, _, done_B, _ = carry
-    return (t < limit) & ~jnp.all(done_B)
+  def loop(variables, slot, last_B, keys_B, done_B, limit, eos):
+    step_fns = (functools.partial(step, net.obj, variables),)
 
-  def advance(carry):
-    t, state, done_B, out_BT = carry
-    state, new_B = chosen.advance(step_fns, state, jax.vmap(jax.random.fold_in, (0, None))(keys_B, t))
-    out_BT = out_BT.at[:, t].set(jnp.where(done_B, -1, new_B))
-    return t + 1, state, done_B | (new_B == eos), out_BT
+    def go_on(carry):
+      t, _, done_B, _ = carry
+      return (t < limit) & ~jnp.all(done_B)
 
-  out_BT = jnp.full((last_B.shape[0], tokens), -1, jnp.int32)
-  first = (jnp.zeros((), jnp.int32), _base.State((slot,), last_B), done_B, out_BT)
-  _, state, _, out_BT = jax.lax.while_loop(go_on, advance, first)
-  return out_BT, state.caches[0]
+    def advance(carry):
+      t, state, done_B, out_BT = carry
+      state, new_B = chosen.advance(step_fns, state, jax.vmap(jax.random.fold_in, (0, None))(keys_B, t))
+      out_BT = out_BT.at[:, t].set(jnp.where(done_B, -1, new_B))
+      return t + 1, state, done_B | (new_B == eos), out_BT
+
+    out_BT = jnp.full((last_B.shape[0], tokens), -1, jnp.int32)
+    first = (jnp.zeros((), jnp.int32), _base.State((slot,), last_B), done_B, out_BT)
+    _, state, _, out_BT = jax.lax.while_loop(go_on, advance, first)
+    return shard.shard(out_BT, None, None), state.caches[0]  # every process reads all of it
+
+  return automatic(loop)(variables, slot, last_B, keys_B, done_B, limit, eos)
 
 
 def row_keys(prompts: Sequence[Sequence[int]], seed: int):
@@ -155,13 +177,13 @@ def generate(architecture, variables, prompts: Sequence[Sequence[int]], *, max_t
   columns = power_of_two(max(map(len, prompts)) - 1, SMALLEST_PROMPT)
   columns = columns if limit is None else min(columns, limit)
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
-  rows = power_of_two(len(prompts))
+  rows = power_of_two(len(prompts), least_rows())
   spare = rows - len(prompts)
   cached = prefill(Fixed(architecture), variables, *left_padded([p[:-1] for p in prompts], columns, rows), kind=kind, length=columns + tokens)
   positions_B = np.array([len(p) - 1 for p in prompts] + [0] * spare, np.int32)
   last_B = np.array([p[-1] for p in prompts] + [0] * spare, np.int32)
   keys_B = row_keys([*prompts, *[[]] * spare], seed)
-  out_BT, _ = decode(Fixed(architecture), variables, (cached, positions_B), last_B, keys_B, np.arange(rows) >= len(prompts),
+  out_BT, _ = decode(Fixed(architecture), variables, (cached, jnp.asarray(positions_B)), last_B, keys_B, np.arange(rows) >= len(prompts),
                      max_tokens, -1 if eos is None else eos, rule=rule, tokens=tokens)
   return [_trim(row, eos) for row in np.asarray(out_BT)[:len(prompts)]]
 

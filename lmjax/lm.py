@@ -20,6 +20,7 @@ import numpy as np
 from lmjax import generate as generate_lib
 from lmjax import kinds
 from lmjax.nn import embedding
+from lmjax.parallel import shard
 
 SMALLEST, BATCH_TOKENS, LOGIT_TOKENS = 32, 4096, 1024
 
@@ -35,11 +36,16 @@ class Window(NamedTuple):
 @functools.partial(jax.jit, static_argnames='net')
 def score(net: generate_lib.Fixed, variables, tokens_BT, segments_BT, targets_BT):
   """(log-probability of each target, whether it is the argmax), both (B, T). Logits exist for about 1000 tokens at a time."""
+  return generate_lib.automatic(functools.partial(_score, net.obj))(variables, tokens_BT, segments_BT, targets_BT)
+
+
+def _score(architecture, variables, tokens_BT, segments_BT, targets_BT):
   rows, steps = tokens_BT.shape
   positions_BT = jnp.broadcast_to(jnp.arange(steps, dtype=jnp.int32), (rows, steps))
-  out = net.obj.apply(variables, tokens_BT, kinds.Ctx(positions_BT=positions_BT, segments_BT=segments_BT))
-  group = generate_lib.power_of_two(max(1, LOGIT_TOKENS // steps))
-  group = group if rows % group == 0 else 1
+  out = architecture.apply(variables, tokens_BT, kinds.Ctx(positions_BT=positions_BT, segments_BT=segments_BT))
+  least = generate_lib.least_rows()
+  group = generate_lib.power_of_two(max(1, LOGIT_TOKENS // steps), least)
+  group = group if rows % group == 0 else least
 
   def one(args):
     hidden_BTD, wanted_BT = args
@@ -49,7 +55,8 @@ def score(net: generate_lib.Fixed, variables, tokens_BT, segments_BT, targets_BT
 
   split = lambda a: a.reshape(rows // group, group, *a.shape[1:])
   logp, right = jax.lax.map(one, (split(out.hidden_BTD), split(targets_BT)))
-  return logp.reshape(rows, steps), right.reshape(rows, steps)
+  whole = lambda a: shard.shard(a.reshape(rows, steps), None, None)  # every process reads all of it
+  return whole(logp), whole(right)
 
 
 class LM:
@@ -169,7 +176,8 @@ class LM:
       buckets.setdefault(self._bucket(len(w.tokens) - 1), []).append(i)
     for steps, members in sorted(buckets.items()):
       members.sort(key=lambda i: len(windows[i].tokens))
-      rows = min(generate_lib.power_of_two(max(1, self.batch_tokens // steps)), generate_lib.power_of_two(len(members)))
+      least = generate_lib.least_rows()
+      rows = min(generate_lib.power_of_two(max(1, self.batch_tokens // steps), least), generate_lib.power_of_two(len(members), least))
       for start in range(0, len(members), rows):
         mine = members[start:start + rows]
         for i, (a, b) in zip(mine, self._batch([windows[i] for i in mine], rows, steps)):

@@ -46,7 +46,8 @@ def accumulate(objective, params, vars, batch, rng, micro: int):
 
   if micro == 1:
     return one(vars, batch, rng)
-  slices = jax.tree.map(lambda a: a.reshape(micro, a.shape[0] // micro, *a.shape[1:]), batch)
+  # Every micro-th row makes a slice: so each device takes its part of it from the rows that it holds.
+  slices = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, micro, *a.shape[1:]), 1, 0), batch)
   rngs = jax.random.split(rng, micro)
   first = jax.tree.map(lambda a: a[0], slices)
   shapes = jax.eval_shape(one, vars, first, rngs[0])

@@ -13,6 +13,7 @@ from lmjax import generate
 from lmjax import kinds
 from lmjax import specs
 from lmjax.nn import embedding
+from lmjax.parallel import mesh as mesh_lib
 
 PROMPTS = [[1, 2, 3], [4], list(range(11)) + [3, 1, 4, 1, 5, 9], [6, 6]]
 SHAPE = dict(length=64, width=32)
@@ -73,10 +74,10 @@ def test_a_row_alone_is_the_row_in_a_batch(rule):
 
 def test_logits_of_a_padded_row_are_those_of_the_row_alone():
   net, variables = instance()
+  run = jax.jit(lambda x, ctx: embedding.logits(net.apply(variables, x, ctx))[:, -1])
   def last(prompts, columns):
     tokens, segments, positions = generate.left_padded(prompts, columns, len(prompts))
-    out = net.apply(variables, jnp.asarray(tokens), kinds.Ctx(jnp.asarray(positions), jnp.asarray(segments)))
-    return np.asarray(embedding.logits(out)[:, -1])
+    return np.asarray(run(jnp.asarray(tokens), kinds.Ctx(jnp.asarray(positions), jnp.asarray(segments))))
   together = last(PROMPTS, 32)
   for p, row in zip(PROMPTS, together):
     _table.close(row, last([p], len(p))[0])
@@ -101,6 +102,17 @@ def test_the_first_token_has_the_models_distribution():
   p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
   counts = np.bincount([int(g[0]) for g in got], minlength=_table.VOCAB)
   assert np.sum((counts - n * p) ** 2 / (n * p)) < 29.6
+
+
+@pytest.mark.parametrize('mode', ['auto', 'explicit'])
+@pytest.mark.parametrize('n', [1, 4])
+def test_a_mesh_changes_nothing(mode, n):
+  """One prompt is fewer than the devices that share a batch."""
+  net, variables = instance()
+  ask = lambda: [g.tolist() for g in generate.generate(net, variables, PROMPTS[:n], max_tokens=12, rule='top_p(p=0.9)')]
+  want = ask()
+  with jax.set_mesh(mesh_lib.make(dict(replica=1, data=4, tensor=2, mode=mode))):
+    assert ask() == want
 
 
 def test_eos_ends_its_row_alone():

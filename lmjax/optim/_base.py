@@ -8,7 +8,7 @@ import optax
 
 
 def require(ok: bool, where: str, value, wanted: str):
-  """Raises ValueError naming the argument (`where`, as in 'adam.b1'), its value, the accepted."""
+  """Raises ValueError naming the argument ('adam.b1'), its value and what is accepted."""
   if not ok:
     raise ValueError(f'{where}={value!r} is not accepted: {wanted} is expected')
 

@@ -139,6 +139,16 @@ def test_boundaries_are_exact(spec, case):
     assert at(STEPS - 1) > np.float32(case.end)  # the last update is not wasted
 
 
+def test_boundaries_are_exact_at_awkward_numbers():
+  """XLA divides arrays by a constant through its reciprocal; 1 - (1 - end) is not always end."""
+  s = np.arange(130)
+  for w in range(1, 129, 5):
+    assert np.all(make(f'constant(warmup={w})', 130)(s)[w - 1:] == 1), w
+  for end in np.linspace(0.01, 0.99, 25):
+    f = make(f'linear(warmup=0, end={end})', 130)
+    assert f(0) == 1 and f(130) == np.float32(end), end
+
+
 @each
 def test_finite_within_0_and_1_and_monotone_on_both_sides(spec, case):
   y = np.asarray(jax.vmap(make(spec))(jnp.arange(3 * STEPS)))

@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from lmjax import kinds
 from lmjax.nn import stack
+from lmjax.nn.dropout import dropout
 from lmjax.registry import register
 
 
@@ -28,8 +29,7 @@ class Transformer(nn.Module):
     x = m.position(name='position')(x, ctx)
     if m.embed_norm is not None:
       x = m.embed_norm(name='embed_norm')(x, ctx)
-    if m.dropout:
-      x = nn.Dropout(m.dropout, deterministic=not ctx.train)(x)
+    x = dropout(self, x, m.dropout, ctx)
     x, cache, aux = stack.run(m, x, ctx, cache)
     if m.final_norm is not None:
       x = m.final_norm(name='final_norm')(x, ctx)

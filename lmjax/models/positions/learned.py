@@ -1,4 +1,6 @@
-"""A learned vector for each position, added to the token embedding (GPT-2, BERT). Table: (length, width).
+"""A learned vector for each position, added to the token embedding. Table: (length, width).
+
+Gehring et al., 2017 (arXiv:1705.03122), section 3.1; GPT-2, BERT.
 
 Positions beyond the table cannot be honoured: a longer row than `config.data.length` is refused when the model is built.
 """

@@ -42,9 +42,5 @@ def join(*reports):
   return out
 
 
-def dropout(rate: float, ctx):
-  return nn.Dropout(rate, deterministic=not ctx.train, name=None) if rate else lambda x: x
-
-
 def place(x_BTD):
   return shard.shard(x_BTD, 'batch', 'time', 'width')

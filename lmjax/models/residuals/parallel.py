@@ -7,6 +7,7 @@ GPT-J (one shared norm, `shared_norm=True`) and GPT-NeoX (two norms, section 2.1
 import flax.linen as nn
 
 from lmjax.models.residuals import _wiring
+from lmjax.nn.dropout import dropout
 from lmjax.registry import register
 
 
@@ -19,7 +20,7 @@ class Parallel(_wiring.Layer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    drop = _wiring.dropout(self.dropout, ctx)
+    drop = lambda y: dropout(self, y, self.dropout, ctx)
     a = self.norm(name='norm_mixer')(x, ctx)
     b = a if self.shared_norm else self.norm(name='norm_ffn')(x, ctx)
     mixed, cache, mixer_aux = self.mix(a, ctx, cache)

@@ -7,6 +7,7 @@ stably than `pre` without warm-up (Xiong et al., 2020, arXiv:2002.04745).
 import flax.linen as nn
 
 from lmjax.models.residuals import _wiring
+from lmjax.nn.dropout import dropout
 from lmjax.registry import register
 
 
@@ -18,7 +19,7 @@ class Post(_wiring.Layer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    drop = _wiring.dropout(self.dropout, ctx)
+    drop = lambda y: dropout(self, y, self.dropout, ctx)
     y, cache, mixed = self.mix(x, ctx, cache)
     x = _wiring.place(self.norm(name='norm_mixer')(x + drop(y), ctx))
     y, fed = self.feed(x, ctx)

@@ -6,6 +6,7 @@ Xiong et al., 2020 (arXiv:2002.04745); GPT-2 and nearly all decoders since. Need
 import flax.linen as nn
 
 from lmjax.models.residuals import _wiring
+from lmjax.nn.dropout import dropout
 from lmjax.registry import register
 
 
@@ -17,7 +18,7 @@ class Pre(_wiring.Layer):
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):
-    drop = _wiring.dropout(self.dropout, ctx)
+    drop = lambda y: dropout(self, y, self.dropout, ctx)
     y, cache, mixed = self.mix(self.norm(name='norm_mixer')(x, ctx), ctx, cache)
     x = _wiring.place(x + drop(y))
     y, fed = self.feed(self.norm(name='norm_ffn')(x, ctx), ctx)
