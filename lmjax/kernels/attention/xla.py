@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from lmjax.kernels.attention.reference import allowed
 
-SMALLEST, MOST = 64, 4  # positions in a block, at least; blocks that a row is cut into, at most
+BLOCK, BLOCKS = 64, 4  # positions in a block, at least; blocks that a row is cut into, at most
 NEVER, FLOOR = -2e38, -1e38  # a hidden logit; the least `m`, so that a row which sees nothing has p = exp(NEVER - FLOOR) = 0
 
 
@@ -34,7 +34,7 @@ class Rule(NamedTuple):
     """[(queries, [keys])] as spans (start, stop): all keys that a query might see are in the spans beside it."""
     if not self.aligned or not (self.causal or self.window):
       return [((0, steps), [(0, keys)])]
-    n, reach = max(1, min(MOST, steps // SMALLEST)), self.window or steps
+    n, reach = max(1, min(BLOCKS, steps // BLOCK)), self.window or steps
     ends = [steps * i // n for i in range(n + 1)]
     spans = list(zip(ends, ends[1:]))
     def meet(q, k):
