@@ -38,13 +38,17 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A part with its arguments, checked but not built; calling it builds. Hashable, hence static under jit."""
+  """A part with its arguments, checked but not built; calling it builds.
+
+  Hashable, hence static under jit. The context counts for equality (two layers may differ in their mixer alone), not for the
+  hash (it may hold what has none).
+  """
 
   kind: str
   name: str
   obj: Callable
   args: tuple[tuple[str, Any], ...]
-  context: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), compare=False)
+  context: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), hash=False)
 
   def __call__(self, **extra):
     return self.obj(**dict(self.args), **dict(self.context), **extra)

@@ -218,6 +218,5 @@ def test_every_recipe_has_its_header():
 @pytest.mark.parametrize('kind', kinds.KINDS)
 def test_every_kind_has_parts_and_a_suite(kind):
   assert registry.names(kind), kind
-  suite = {'cache': 'mixer'}.get(kind, kind)  # caches are tried by every mixer
-  assert (ROOT / f'tests/contracts/test_{suite}.py').is_file(), f'no contract suite for {kind}'
+  assert (ROOT / f'tests/contracts/test_{kind}.py').is_file(), f'no contract suite for {kind}'
 

@@ -34,6 +34,32 @@ def dense(ctx, name: str, ins: dict[str, int], outs: dict[str, int], role: str =
                            scheme=ctx.scheme, name=name)
 
 
+@jax.custom_jvp
+def _product(x_NI, kernel_IO):
+  """x W of matrices. On the CPU the gradient of a tall W is made as (dy^T x)^T."""
+  return x_NI @ kernel_IO
+
+
+@_product.defjvp
+def _product_jvp(primals, tangents):
+  (x, kernel), (dx, dkernel) = primals, tangents
+  return x @ kernel, dx @ kernel + _change(x, dkernel)
+
+
+def _change(x, kernel):
+  """x W, written so that its transpose, the gradient of W, is fast.
+
+  XLA:CPU makes x^T dy at two thirds of its usual speed where it has more rows than columns. The barrier's own transpose keeps it
+  from undoing the transposition of (dy^T x)^T. Other compilers choose for themselves.
+  """
+  if kernel.shape[0] <= kernel.shape[1]:
+    return x @ kernel
+  def turned(x, kernel):
+    turned_OI = jax.lax.optimization_barrier(kernel.T)
+    return jax.lax.dot_general(turned_OI, x, (((1,), (1,)), ((), ()))).T
+  return jax.lax.platform_dependent(x, kernel, cpu=turned, default=jnp.matmul)
+
+
 def contract(x, kernel, n: int, out_names):
   """Contracts the last n axes of x with the first n of kernel, in the dtype of x.
 
@@ -43,7 +69,7 @@ def contract(x, kernel, n: int, out_names):
   kernel = kernel.astype(x.dtype)
   if shard.mesh().empty:
     rows = math.prod(kernel.shape[:n])
-    y = x.reshape(-1, rows) @ kernel.reshape(rows, -1)
+    y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1))
     return y.reshape(*lead, *rest)
   names = (('batch', 'time') + (None,) * len(lead))[:len(lead)] + tuple(out_names)
   dims = ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))

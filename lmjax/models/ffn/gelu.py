@@ -3,7 +3,10 @@
 Hendrycks and Gimpel, 2016 (arXiv:1606.08415). `approximate=True` is the tanh form that GPT-2 uses; BERT uses the exact one.
 """
 
+import functools
+
 import flax.linen as nn
+import jax
 
 from lmjax.models.ffn import _size
 from lmjax.nn import params
@@ -28,5 +31,7 @@ class Gelu(nn.Module):
     width = x.shape[-1]
     hidden = _size.hidden_size(width, self.hidden, self.mult, self.multiple_of)
     h = params.dense(ctx, 'up', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
-    h = remat.tag(nn.gelu(h, approximate=self.approximate), 'ffn_hidden')
+    # Made again for the backward pass: cheaper than to keep what its derivative needs, another array of this size.
+    gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=self.approximate))
+    h = remat.tag(gelu(h), 'ffn_hidden')
     return params.dense(ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias)(h), {}

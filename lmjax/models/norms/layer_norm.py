@@ -4,6 +4,8 @@ Ba, Kiros and Hinton, 2016 (arXiv:1607.06450). Invariant to the scale and to a s
 eps = 1e-5 is PyTorch's and GPT-2's default.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from lmjax.parallel.facts import Fact
 from lmjax.registry import register
 
 
+@functools.partial(jax.checkpoint, static_argnums=3)  # keeps x alone for the backward pass, not also x centred and scaled
 def layer_norm(x, scale, bias, eps: float):
   x32 = x.astype(jnp.float32)
   centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)

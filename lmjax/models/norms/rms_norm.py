@@ -4,6 +4,8 @@ Zhang and Sennrich, 2019 (arXiv:1910.07467). Invariant to the scale of x (up to 
 float32 and the result is returned in the dtype of x.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from lmjax.parallel.facts import Fact
 from lmjax.registry import register
 
 
+@functools.partial(jax.checkpoint, static_argnums=2)  # keeps x alone for the backward pass, not also x / rms(x)
 def rms_norm(x, scale, eps: float):
   x32 = x.astype(jnp.float32)
   y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
