@@ -1,7 +1,8 @@
 """A small BERT: sees both sides, hides 15 % of the bytes and predicts them; the bundled corpus.
 
 command: python -m lmjax.main --config=bert_tiny --workdir=/tmp/bert
-recipe: BERT's layer (norm after each sublayer, GELU, learned positions, norm on the embedding) in small; masking as in Devlin et al., 2018
+recipe: BERT's layer (norm after each sublayer, GELU, learned positions, norm on the embedding)
+  in small; masking as in Devlin et al., 2018
 expect: not measured yet
 time: about three minutes on two CPU cores
 """

@@ -1,8 +1,12 @@
-"""GPT-2: learned positions, layer norm before each sublayer, GELU, tied embedding, biases everywhere.
+"""GPT-2: learned positions, layer norm before each sublayer, GELU, tied embedding, biases
+everywhere.
 
-command: python -m lmjax.main --config=gpt2:124M --workdir=DIR --config.data.train='tokens(path="DIR")' --config.data.tokenizer='bpe(path="DIR")'
-sizes: tiny (0.9M), 124M, 350M, 774M, 1558M, as in Radford et al., 2019; `tiny` runs on a laptop with the bundled corpus
-recipe: nanoGPT's for OpenWebText: batch of about 0.5M tokens, 1024 a row, AdamW 6e-4 (b2 0.95, decay 0.1, clip 1), 600k steps, cosine to a tenth
+command: python -m lmjax.main --config=gpt2:124M --workdir=DIR --config.data.train='tokens(path="T")'
+  --config.data.tokenizer='bpe(path="GPT2")' --config.data.valid=''
+sizes: tiny (0.9M), 124M, 350M, 774M, 1558M, as in Radford et al., 2019; `tiny` runs on a laptop with
+  the bundled corpus
+recipe: nanoGPT's for OpenWebText: batches of about 0.5M tokens, 1024 a row, AdamW 6e-4 (b2 0.95,
+  decay 0.1, clip 1), 600k steps, cosine to a tenth
 expect: about 2.85 nats a token on OpenWebText for 124M (nanoGPT's README); not measured here
 time: days on 8 GPUs for 124M
 """
@@ -10,8 +14,11 @@ time: days on 8 GPUs for 124M
 from lmjax.config import default
 
 SIZES = {  # width, depth, head size, peak learning rate (GPT-3's table 2.1 for the larger ones)
-    'tiny': (128, 4, 32, 1e-3), '124M': (768, 12, 64, 6e-4), '350M': (1024, 24, 64, 3e-4), '774M': (1280, 36, 64, 2.5e-4),
-    '1558M': (1600, 48, 64, 2e-4),
+  'tiny': (128, 4, 32, 1e-3),
+  '124M': (768, 12, 64, 6e-4),
+  '350M': (1024, 24, 64, 3e-4),
+  '774M': (1280, 36, 64, 2.5e-4),
+  '1558M': (1600, 48, 64, 2e-4),
 }
 
 

@@ -1,9 +1,10 @@
-"""Llama: rotary positions, RMS norm before each sublayer, SwiGLU, grouped keys and values, no biases.
+"""Llama: rotary positions, RMS norm before each sublayer, SwiGLU, grouped keys and values, no
+biases.
 
 command: python -m lmjax.main --config=llama:tiny --workdir=DIR
 sizes: tiny (1M), 15M (the shape of stories15M), 160M, 1B (Llama 3.2), 7B (Llama 2), 8B (Llama 3.1)
-recipe: AdamW (b2 0.95, decay 0.1, clip 1), cosine to a tenth after 2000 steps of warm-up (Touvron et al., 2023, arXiv:2302.13971 and 2307.09288;
-  Llama Team, 2024, arXiv:2407.21783)
+recipe: AdamW (b2 0.95, decay 0.1, clip 1), cosine to a tenth after 2000 steps of warm-up (Touvron
+  et al., 2023, arXiv:2302.13971, arXiv:2307.09288; Llama Team, 2024, arXiv:2407.21783)
 expect: not measured here beyond `tiny`
 time: minutes for `tiny`; the others want accelerators
 """
@@ -31,12 +32,12 @@ class Size:
 
 LLAMA3 = 'rope(base=500000.0, scaling="llama3", factor={}, original=8192)'
 SIZES = {
-    'tiny': Size(128, 4, 4, 2, 352, 128, 2e-3, tied=True),
-    '15M': Size(288, 6, 6, 6, 768, 256, 5e-4, tied=True),
-    '160M': Size(768, 12, 12, 12, 2048, 1024, 6e-4),
-    '1B': Size(2048, 16, 32, 8, 8192, 8192, 3e-4, tied=True, vocab=128_256, rope=LLAMA3.format(32.0)),
-    '7B': Size(4096, 32, 32, 32, 11008, 4096, 3e-4),
-    '8B': Size(4096, 32, 32, 8, 14336, 8192, 3e-4, vocab=128_256, rope=LLAMA3.format(8.0)),
+  'tiny': Size(128, 4, 4, 2, 352, 128, 2e-3, tied=True),
+  '15M': Size(288, 6, 6, 6, 768, 256, 5e-4, tied=True),
+  '160M': Size(768, 12, 12, 12, 2048, 1024, 6e-4),
+  '1B': Size(2048, 16, 32, 8, 8192, 8192, 3e-4, tied=True, vocab=128_256, rope=LLAMA3.format(32.0)),
+  '7B': Size(4096, 32, 32, 32, 11008, 4096, 3e-4),
+  '8B': Size(4096, 32, 32, 8, 14336, 8192, 3e-4, vocab=128_256, rope=LLAMA3.format(8.0)),
 }
 
 

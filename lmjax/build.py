@@ -36,8 +36,10 @@ def is_placement(x) -> bool:
 class Run:
   """What a config means.
 
-  config: resolved. model: settings; architecture: the Linen module. rows: rows of a batch over all hosts; row_tokens: tokens of a stored row.
-  facts, shapes: of the variables. schedule: step -> factor. tx: the named optimizer chain. step: (state, batch, key) -> (state, metrics), not jitted.
+  config: resolved. model: settings; architecture: the Linen module. rows: rows of a batch over all
+    hosts; row_tokens: tokens of a stored row.
+  facts, shapes: of the variables. schedule: step -> factor. tx: the named optimizer chain. step:
+    (state, batch, key) -> (state, metrics), not jitted.
   """
 
   config: dict[str, Any]
@@ -66,11 +68,15 @@ class Run:
 
   def init(self, key) -> train.State:
     """The first state; under a mesh it is created sharded."""
+
     def make(key):
       batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), self.batch_shapes())
       return train.init_state(facts_lib.unbox(self.objective.init(key, batch)), self.tx)
+
     shardings = self.shardings()
-    return jax.jit(make, out_shardings=shardings)(key) if shardings is not None else jax.jit(make)(key)
+    return (
+      jax.jit(make, out_shardings=shardings)(key) if shardings is not None else jax.jit(make)(key)
+    )
 
   @functools.cached_property
   def state_shapes(self) -> train.State:
@@ -84,10 +90,17 @@ class Run:
     """
     by_path = {}
     for (path, fact), shape in zip(
-        jax.tree_util.tree_leaves_with_path(self.facts, is_leaf=lambda x: isinstance(x, facts_lib.Fact)),
-        jax.tree.leaves(self.shapes)):
+      jax.tree_util.tree_leaves_with_path(
+        self.facts, is_leaf=lambda x: isinstance(x, facts_lib.Fact)
+      ),
+      jax.tree.leaves(self.shapes),
+    ):
       keys = tuple(k.key for k in path)[1:]
-      by_path[keys] = (shape.shape, Placement(*shard.pieces(mesh, fact.names, shape.shape, '/'.join(keys))))
+      by_path[keys] = (
+        shape.shape,
+        Placement(*shard.pieces(mesh, fact.names, shape.shape, '/'.join(keys))),
+      )
+
     def place(path, leaf):
       keys = tuple(getattr(k, 'key', None) for k in path)
       for n in range(len(keys)):
@@ -95,6 +108,7 @@ class Run:
         if found is not None and found[0] == leaf.shape:
           return found[1]
       return Placement(P(), leaf.shape)
+
     return jax.tree_util.tree_map_with_path(place, self.state_shapes)
 
   def shardings(self):
@@ -102,12 +116,16 @@ class Run:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
       return None
-    return jax.tree.map(lambda p: NamedSharding(mesh, p.spec), self.placements(mesh), is_leaf=is_placement)
+    return jax.tree.map(
+      lambda p: NamedSharding(mesh, p.spec), self.placements(mesh), is_leaf=is_placement
+    )
 
 
 def tokenizer(resolved: dict):
   """The tokenizer of a config. Raises ConfigError naming the key."""
-  return _named('data.tokenizer', lambda: registry.make('tokenizer', resolved['data']['tokenizer'])())
+  return _named(
+    'data.tokenizer', lambda: registry.make('tokenizer', resolved['data']['tokenizer'])()
+  )
 
 
 def _named(key: str, make):
@@ -120,14 +138,19 @@ def _named(key: str, make):
 
 
 def build(resolved: dict) -> Run:
-  """Builds and checks everything but the data, abstractly. Raises ConfigError (or ValueError) naming the key."""
+  """Builds and checks everything but the data, abstractly. Raises ConfigError (or ValueError)
+  naming the key.
+  """
   c, m, d = resolved, resolved['model'], resolved['data']
   tok = tokenizer(c)
   rows = batch_rows(c)
   vocab = m['vocab'] or tok.vocab_size
   if vocab < tok.vocab_size:
-    raise ConfigError(f'config.model.vocab={vocab}: config.data.tokenizer={d["tokenizer"]!r} has {tok.vocab_size} ids; '
-                      'give at least that, or 0 to follow it')
+    raise ConfigError(
+      f'config.model.vocab={vocab}: config.data.tokenizer={d["tokenizer"]!r} has {tok.vocab_size} '
+      'ids; '
+      'give at least that, or 0 to follow it'
+    )
   model = _named('model', lambda: model_lib.resolve(m, vocab, d['length']))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
@@ -136,32 +159,76 @@ def build(resolved: dict) -> Run:
   objective = _named('objective', objective_part)
 
   one = jax.ShapeDtypeStruct((1, d['length'] + lookahead), jnp.int32)
-  boxed = _named('model', lambda: jax.eval_shape(
-      objective.init, jax.random.key(0), dict(tokens=one, segments=one, positions=one)))
+  boxed = _named(
+    'model',
+    lambda: jax.eval_shape(
+      objective.init, jax.random.key(0), dict(tokens=one, segments=one, positions=one)
+    ),
+  )
   facts, shapes = facts_lib.facts(boxed), facts_lib.unbox(boxed)
   tx = chain(c, facts['params'], objective)
-  schedule = _named('schedule', lambda: registry.make('schedule', c['schedule'], steps=c['steps'])())
-  if any(p.fact('owns_lr') for _, p in registry.make_chain('optim', c['optim'], facts=facts['params']).items()):
+  schedule = _named(
+    'schedule', lambda: registry.make('schedule', c['schedule'], steps=c['steps'])()
+  )
+  if any(
+    p.fact('owns_lr')
+    for _, p in registry.make_chain('optim', c['optim'], facts=facts['params']).items()
+  ):
     schedule = lambda step: jnp.ones(())
-  lr_factors = jax.tree.map(lambda f, s: model.scheme.init.lr(f, s.shape), facts['params'], shapes['params'],
-                            is_leaf=lambda x: isinstance(x, facts_lib.Fact))
-  step = train.make_step(objective, tx, schedule, peak_lr=c['peak_lr'], lr_factors=lr_factors, micro=c['micro_batches'],
-                         sample_fn=getattr(objective, 'sample', None))
-  run = Run(c, tok, model, architecture, objective, lookahead, rows, facts, shapes, schedule, tx, lr_factors, step)
-  _named('model', lambda: jax.eval_shape(step, run.state_shapes, run.batch_shapes(), jax.random.key(0)))
+  lr_factors = jax.tree.map(
+    lambda f, s: model.scheme.init.lr(f, s.shape),
+    facts['params'],
+    shapes['params'],
+    is_leaf=lambda x: isinstance(x, facts_lib.Fact),
+  )
+  step = train.make_step(
+    objective,
+    tx,
+    schedule,
+    peak_lr=c['peak_lr'],
+    lr_factors=lr_factors,
+    micro=c['micro_batches'],
+    sample_fn=getattr(objective, 'sample', None),
+  )
+  run = Run(
+    c,
+    tok,
+    model,
+    architecture,
+    objective,
+    lookahead,
+    rows,
+    facts,
+    shapes,
+    schedule,
+    tx,
+    lr_factors,
+    step,
+  )
+  _named(
+    'model', lambda: jax.eval_shape(step, run.state_shapes, run.batch_shapes(), jax.random.key(0))
+  )
   return run
 
 
 def batch_rows(c: dict) -> int:
-  """Rows of a global batch. Raises ConfigError where tokens, rows and micro-batches do not divide."""
+  """Rows of a global batch. Raises ConfigError where tokens, rows and micro-batches do not
+  divide.
+  """
   length, tokens, micro = c['data']['length'], c['batch_tokens'], c['micro_batches']
   if tokens % length:
-    raise ConfigError(f'config.batch_tokens={tokens} does not divide by config.data.length={length}; '
-                      f'the nearest that do are {max(length, tokens // length * length)} and {-(-tokens // length) * length}')
+    raise ConfigError(
+      f'config.batch_tokens={tokens} does not divide by config.data.length={length}; '
+      f'the nearest that do are {max(length, tokens // length * length)} and '
+      f'{-(-tokens // length) * length}'
+    )
   rows = tokens // length
   if rows % micro:
-    raise ConfigError(f'config.batch_tokens={tokens} is {rows} rows of config.data.length={length}, which do not divide into '
-                      f'config.micro_batches={micro}')
+    raise ConfigError(
+      f'config.batch_tokens={tokens} is {rows} rows of config.data.length={length}, which do not '
+      'divide into '
+      f'config.micro_batches={micro}'
+    )
   return rows
 
 
@@ -171,7 +238,10 @@ def chain(c: dict, facts, objective):
   for name, part in parts.items():
     for need in part.fact('needs'):
       if need == 'sample_fn' and not hasattr(objective, 'sample'):
-        raise ConfigError(f'config.optim: {name} needs sampled labels, which objective {c["objective"]!r} does not give')
+        raise ConfigError(
+          f'config.optim: {name} needs sampled labels, which objective {c["objective"]!r} does not '
+          'give'
+        )
   made = [(name, _named('optim', part)) for name, part in parts.items()]
   return optax.named_chain(*((n, optax.with_extra_args_support(t)) for n, t in made))
 
@@ -181,19 +251,30 @@ def check_parts(c: dict, model: model_lib.Model, objective: registry.Part):
   used = {n for s in model.segments for n in s.pattern}
   idle = [n for n, _ in model.blocks if n not in used]
   if idle:
-    raise ConfigError(f'config.model.blocks.{idle[0]} is not used by config.model.stack={c["model"]["stack"]!r}')
+    raise ConfigError(
+      f'config.model.blocks.{idle[0]} is not used by config.model.stack={c["model"]["stack"]!r}'
+    )
   causal = objective.fact('causal')
   for name, mixer in model.mixers():
     if causal is not None and mixer.fact('causal') != causal:
       need = 'looks only back' if causal else 'looks both ways'
-      raise ConfigError(f'config.model.blocks.{name}.mixer={mixer}: config.objective={c["objective"]!r} needs a mixer that '
-                        f'{need} (causal={causal})')
+      raise ConfigError(
+        f'config.model.blocks.{name}.mixer={mixer}: config.objective={c["objective"]!r} needs a '
+        'mixer that '
+        f'{need} (causal={causal})'
+      )
     if c['data']['mask_documents'] and not mixer.fact('segments'):
-      raise ConfigError(f'config.model.blocks.{name}.mixer={mixer} cannot keep documents apart; choose another or set '
-                        'config.data.mask_documents=false')
+      raise ConfigError(
+        f'config.model.blocks.{name}.mixer={mixer} cannot keep documents apart; choose another or '
+        'set '
+        'config.data.mask_documents=false'
+      )
   if objective.fact('couples') != 'none' and c['micro_batches'] > 1:
-    raise ConfigError(f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples the rows of a batch, '
-                      'so accumulation would change it; use 1')
+    raise ConfigError(
+      f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples the rows '
+      'of a batch, '
+      'so accumulation would change it; use 1'
+    )
 
 
 def check_devices(run: Run, mesh):
@@ -203,8 +284,11 @@ def check_devices(run: Run, mesh):
   n = math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch'])
   rows = run.rows // run.config['micro_batches']
   if rows % n:
-    raise ConfigError(f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do not divide '
-                      f'over {n} devices')
+    raise ConfigError(
+      f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do '
+      'not divide '
+      f'over {n} devices'
+    )
 
 
 def counts(run: Run) -> dict[str, int]:

@@ -47,13 +47,13 @@ class Checkpointer:
   """
 
   def __init__(
-      self,
-      directory: Any,
-      *,
-      keep_last: int = 2,
-      keep_every: int = 0,
-      keep_best: bool = True,
-      best_key: str = 'loss',
+    self,
+    directory: Any,
+    *,
+    keep_last: int = 2,
+    keep_every: int = 0,
+    keep_best: bool = True,
+    best_key: str = 'loss',
   ):
     self.directory = epath.Path(directory).absolute()
     if self.directory.exists() and not self.directory.is_dir():
@@ -81,11 +81,11 @@ class Checkpointer:
   # ---------------------------------------------------------------- saving
 
   def save(
-      self,
-      step: int,
-      state: Any,
-      cursor: Mapping[str, Any],
-      scores: Mapping[str, float] | None = None,
+    self,
+    step: int,
+    state: Any,
+    cursor: Mapping[str, Any],
+    scores: Mapping[str, float] | None = None,
   ) -> None:
     """Saves a state; returns once the arrays have left the devices, so that the step may donate
     them.
@@ -105,8 +105,8 @@ class Checkpointer:
     leaves = tree_lib.named_leaves(state)
     stored = tree_lib.nest({k: tree_lib.storable(v) for k, v in leaves.items()})
     args = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(stored),
-        cursor=ocp.args.JsonSave(dict(cursor)),
+      state=ocp.args.PyTreeSave(stored),
+      cursor=ocp.args.JsonSave(dict(cursor)),
     )
     try:
       _from_primary(lambda: self._make_room(step))
@@ -118,9 +118,9 @@ class Checkpointer:
     described = {k: tree_lib.describe(v) for k, v in leaves.items()}
     # Not a daemon: a save that was started is finished even if the run ends without `close`.
     self._thread = threading.Thread(
-        target=self._finish,
-        args=(step, described, tree_lib.empties(state), scores),
-        name=f'checkpoint-{step}',
+      target=self._finish,
+      args=(step, described, tree_lib.empties(state), scores),
+      name=f'checkpoint-{step}',
     )
     self._thread.start()
 
@@ -142,7 +142,7 @@ class Checkpointer:
       problem = _from_primary(lambda: None if error is None else str(error)) or error
       if problem is not None:
         raise CheckpointError(
-            f'saving step {step} to {self.directory} failed: {problem}'
+          f'saving step {step} to {self.directory} failed: {problem}'
         ) from error
       self._mine.add(step)
 
@@ -159,12 +159,12 @@ class Checkpointer:
       self._saver.wait_until_finished()
       if jax.process_index() == 0:
         manifest.write(
-            self.directory / str(step),
-            step,
-            leaves=leaves,
-            scores=scores,
-            empty=empty,
-            version=rundir.package_version('lmjax') or '',
+          self.directory / str(step),
+          step,
+          leaves=leaves,
+          scores=scores,
+          empty=empty,
+          version=rundir.package_version('lmjax') or '',
         )
         self._retain()
     except BaseException as e:  # kept for the training thread, whatever it is
@@ -194,7 +194,7 @@ class Checkpointer:
       self._delete_old(self._scan())
 
   def _delete_old(self, found: Mapping[int, dict]) -> None:
-    keep = set(sorted(found)[-self._keep_last:]) if self._keep_last else set(found)
+    keep = set(sorted(found)[-self._keep_last :]) if self._keep_last else set(found)
     keep |= {s for s in found if self._keep_every and s % self._keep_every == 0}
     keep |= {_best(found, self._best_key)} if self._best_key else set()
     for step in sorted(found.keys() - keep):
@@ -257,8 +257,8 @@ class Checkpointer:
     top = {k.split('/')[0] for k in [*body['leaves'], *body['empty']]}
     if unknown := sorted(set(only) - top):
       raise ValueError(
-          f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; '
-          f'it has {", ".join(sorted(top))}'
+        f'{unknown[0]!r} is not in checkpoint {self.directory / str(step)}; '
+        f'it has {", ".join(sorted(top))}'
       )
     chosen = [k for k in body['leaves'] if not only or k.split('/')[0] in only]
     args = tree_lib.nest({k: ocp.RestoreArgs(restore_type=np.ndarray) for k in chosen})
@@ -269,7 +269,7 @@ class Checkpointer:
 
   def _load(self, step: int, restore_args: Any, *, partial: bool, **more: Any) -> Any:
     args = ocp.args.PyTreeRestore(
-        item=restore_args, restore_args=restore_args, partial_restore=partial
+      item=restore_args, restore_args=restore_args, partial_restore=partial
     )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(self.directory / str(step), args=ocp.args.Composite(state=args, **more))
@@ -300,19 +300,20 @@ class Checkpointer:
     except manifest.ManifestError as e:
       there = ', '.join(map(str, sorted(self._complete()))) or 'none'
       raise ValueError(
-          f'no complete checkpoint of step {step} in {self.directory} ({e}); '
-          f'complete steps: {there}'
+        f'no complete checkpoint of step {step} in {self.directory} ({e}); complete steps: {there}'
       ) from None
 
   def _trusted(self, step: int, wanted: Mapping[str, Any] | None = None) -> dict:
     body = self._read(step)
     _refuse(
-        f'checkpoint {self.directory / str(step)} is damaged',
-        manifest.verify(self.directory / str(step)),
+      f'checkpoint {self.directory / str(step)} is damaged',
+      manifest.verify(self.directory / str(step)),
     )
     if wanted is not None:
-      _refuse(f'checkpoint {self.directory / str(step)} does not fit',
-              tree_lib.differences(body['leaves'], wanted))
+      _refuse(
+        f'checkpoint {self.directory / str(step)} does not fit',
+        tree_lib.differences(body['leaves'], wanted),
+      )
     return body
 
 
@@ -327,8 +328,8 @@ def _check_json(value: Any, what: str) -> None:
     json.dumps(value)
   except (TypeError, ValueError) as e:
     raise ValueError(
-        f'the {what} of a checkpoint holds JSON values only '
-        f'(numbers, strings, lists, dictionaries): {e}'
+      f'the {what} of a checkpoint holds JSON values only '
+      f'(numbers, strings, lists, dictionaries): {e}'
     ) from None
 
 
@@ -343,6 +344,7 @@ def _from_primary(fn: Any) -> Any:
   if jax.process_count() == 1:
     return fn()
   from jax.experimental import multihost_utils
+
   out = {}
   if jax.process_index() == 0:
     try:

@@ -1,11 +1,10 @@
 """Configs: defaults, recipes, overrides, resolution, fingerprint.
 
-A config is an `ml_collections.ConfigDict` whose leaves are either quantities or spec strings (see `specs.py`). A recipe is a file with
-`get_config()` (or `get_config(arg)`, called as `recipe.py:arg`) that starts from `default()`. Overrides are `--config.path=value`; a path that goes on
-below a spec sets one argument of it: `--config.optim.adam.b2=0.99`, `--config.model.mixer.kv_heads=2`.
+A config is an `ml_collections.ConfigDict` whose leaves are either quantities or spec strings (see
+`specs.py`). A recipe is a file with `get_config()` (or `get_config(arg)`, called as
+`recipe.py:arg`) that starts from `default()`. Overrides are in `overrides.py`.
 """
 
-import ast
 import fnmatch
 import hashlib
 import importlib.util
@@ -25,7 +24,9 @@ BLOCK_PARTS = ('mixer', 'ffn', 'norm', 'residual')
 
 
 def default() -> ConfigDict:
-  """A small causal model on the bundled corpus; every recipe starts here. Each leaf's meaning is in the comment beside it."""
+  """A small causal model on the bundled corpus; every recipe starts here. Each leaf's meaning is in
+  the comment beside it.
+  """
   c = ConfigDict()
   c.seed = 0
   c.steps = 1000  # updates
@@ -59,7 +60,9 @@ def default() -> ConfigDict:
   c.model.blocks.block = block()
 
   c.data = ConfigDict()
-  c.data.train = 'shakespeare(split="train")'  # or '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'
+  c.data.train = (
+    'shakespeare(split="train")'  # or '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'
+  )
   c.data.valid = 'shakespeare(split="valid")'  # '' = no validation
   c.data.tokenizer = 'bytes()'
   c.data.length = 128  # tokens in a row
@@ -73,7 +76,9 @@ def default() -> ConfigDict:
   c.data.threads = 2  # reading ahead
   c.data.prefetch = 4  # batches read ahead
 
-  c.mesh = ConfigDict(dict(replica=1, data=1, tensor=1, mode='auto'))  # -1 = all devices that are left
+  c.mesh = ConfigDict(
+    dict(replica=1, data=1, tensor=1, mode='auto')
+  )  # -1 = all devices that are left
 
   c.log_every = 10
   c.checkpoint_every = 500  # steps; 0 = only at the end
@@ -98,36 +103,80 @@ def default() -> ConfigDict:
 
 def block() -> ConfigDict:
   """The parts of one kind of layer."""
-  return ConfigDict(dict(mixer='gqa(head_dim=32)', ffn='gelu()', norm='rms_norm()', residual='pre()'))
+  return ConfigDict(
+    dict(mixer='gqa(head_dim=32)', ffn='gelu()', norm='rms_norm()', residual='pre()')
+  )
 
 
 # Which leaves are specs: pattern -> (kind, form). `?` marks a leaf that may be empty.
 SPECS = {
-    'model.architecture': ('architecture', 'one'), 'model.embed': ('embed', 'one'),
-    'model.position': ('position', 'one'), 'model.embed_norm': ('norm', 'one?'),
-    'model.final_norm': ('norm', 'one?'), 'model.init': ('init', 'one'), 'model.linear': ('linear', 'one'),
-    'model.blocks.*.mixer': ('mixer', 'one'), 'model.blocks.*.ffn': ('ffn', 'one'),
-    'model.blocks.*.norm': ('norm', 'one'), 'model.blocks.*.residual': ('residual', 'one'),
-    'objective': ('objective', 'one'), 'optim': ('optim', 'chain'), 'schedule': ('schedule', 'one'),
-    'data.train': ('source', 'sum'), 'data.valid': ('source', 'sum?'), 'data.tokenizer': ('tokenizer', 'one'),
-    'data.pack': ('pack', 'one'), 'data.transforms': ('transform', 'chain?'), 'data.mixture': ('mixture', 'one'),
-    'eval.tasks': ('eval', 'chain?'), 'sample.rule': ('decoding', 'chain'),
+  'model.architecture': ('architecture', 'one'),
+  'model.embed': ('embed', 'one'),
+  'model.position': ('position', 'one'),
+  'model.embed_norm': ('norm', 'one?'),
+  'model.final_norm': ('norm', 'one?'),
+  'model.init': ('init', 'one'),
+  'model.linear': ('linear', 'one'),
+  'model.blocks.*.mixer': ('mixer', 'one'),
+  'model.blocks.*.ffn': ('ffn', 'one'),
+  'model.blocks.*.norm': ('norm', 'one'),
+  'model.blocks.*.residual': ('residual', 'one'),
+  'objective': ('objective', 'one'),
+  'optim': ('optim', 'chain'),
+  'schedule': ('schedule', 'one'),
+  'data.train': ('source', 'sum'),
+  'data.valid': ('source', 'sum?'),
+  'data.tokenizer': ('tokenizer', 'one'),
+  'data.pack': ('pack', 'one'),
+  'data.transforms': ('transform', 'chain?'),
+  'data.mixture': ('mixture', 'one'),
+  'eval.tasks': ('eval', 'chain?'),
+  'sample.rule': ('decoding', 'chain'),
 }
 
 # Quantities: pattern -> (smallest, largest) accepted.
 RANGES = {
-    'seed': (0, 2**31 - 1), 'steps': (1, None), 'batch_tokens': (1, None), 'micro_batches': (1, None),
-    'peak_lr': (0, None), 'log_every': (1, None), 'checkpoint_every': (0, None), 'keep_last': (1, None),
-    'keep_every': (0, None), 'data.length': (1, None), 'data.threads': (1, 256), 'data.prefetch': (1, None),
-    'eval.every': (0, None), 'eval.batches': (0, None), 'sample.every': (0, None), 'sample.tokens': (0, None),
-    'model.vocab': (0, None), 'model.width': (1, None), 'model.depth': (1, None), 'model.unroll': (1, None), 'model.cap': (0, None),
-    'model.dropout': (0, 1),
+  'seed': (0, 2**31 - 1),
+  'steps': (1, None),
+  'batch_tokens': (1, None),
+  'micro_batches': (1, None),
+  'peak_lr': (0, None),
+  'log_every': (1, None),
+  'checkpoint_every': (0, None),
+  'keep_last': (1, None),
+  'keep_every': (0, None),
+  'data.length': (1, None),
+  'data.threads': (1, 256),
+  'data.prefetch': (1, None),
+  'eval.every': (0, None),
+  'eval.batches': (0, None),
+  'sample.every': (0, None),
+  'sample.tokens': (0, None),
+  'model.vocab': (0, None),
+  'model.width': (1, None),
+  'model.depth': (1, None),
+  'model.unroll': (1, None),
+  'model.cap': (0, None),
+  'model.dropout': (0, 1),
 }
 
 # What neither changes tokens nor mathematics.
 OUTSIDE_FINGERPRINT = (
-    'mesh.*', 'log_every', 'checkpoint_every', 'keep_*', 'tensorboard', 'report', 'eval.*', 'sample.*', 'data.valid',
-    'data.cache', 'data.threads', 'data.prefetch', 'model.unroll', 'model.remat')
+  'mesh.*',
+  'log_every',
+  'checkpoint_every',
+  'keep_*',
+  'tensorboard',
+  'report',
+  'eval.*',
+  'sample.*',
+  'data.valid',
+  'data.cache',
+  'data.threads',
+  'data.prefetch',
+  'model.unroll',
+  'model.remat',
+)
 
 
 class ConfigError(ValueError):
@@ -148,11 +197,17 @@ def load(path: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
   """Loads `recipe`, `dir/recipe.py` or `dir/recipe.py:argument` and applies overrides, in order."""
   file, _, arg = path.partition(':')
   found = pathlib.Path(file)
-  if not found.is_file() and '/' not in file and (folder() / f'{file.removesuffix(".py")}.py').is_file():
+  if (
+    not found.is_file()
+    and '/' not in file
+    and (folder() / f'{file.removesuffix(".py")}.py').is_file()
+  ):
     found = folder() / f'{file.removesuffix(".py")}.py'
   if not found.is_file():
-    raise ConfigError(f'--config={path}: no such file, nor a recipe of that name{nearest(file, recipes())} '
-                      f'Recipes: {", ".join(recipes())}')
+    raise ConfigError(
+      f'--config={path}: no such file, nor a recipe of that name{nearest(file, recipes())} '
+      f'Recipes: {", ".join(recipes())}'
+    )
   spec = importlib.util.spec_from_file_location(f'lmjax_config_{found.stem}', found)
   module = importlib.util.module_from_spec(spec)
   try:
@@ -169,8 +224,10 @@ def load(path: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
   except (KeyError, AttributeError, TypeError) as e:
     raise ConfigError(f'--config={path}: {e.args[0] if e.args else e}') from e
   config = config.copy_and_resolve_references()
+  from lmjax import overrides as overrides_lib  # it imports this file
+
   for key, value in overrides:
-    override(config, key, value)
+    overrides_lib.apply(config, key, value)
   return config.lock()
 
 
@@ -193,76 +250,6 @@ def flat(config) -> dict[str, Any]:
   return out
 
 
-def override(config: ConfigDict, key: str, text: str):
-  """Sets one leaf, or one argument of a spec, from text. Raises ConfigError."""
-  parts = _place(config, key.split('.'))
-  node = config
-  for i, name in enumerate(parts):
-    path = '.'.join(parts[:i + 1])
-    if name not in node:
-      have = list(flat(config))
-      raise ConfigError(f'--config.{key}: no such key{nearest(key, have)} config{"." if i else ""}{".".join(parts[:i])} has '
-                        f'{", ".join(node)}')
-    value = node[name]
-    if isinstance(value, ConfigDict):
-      node = value
-      continue
-    rest = parts[i + 1:]
-    if not rest:
-      node[name] = _parse(key, text, value)
-    elif kind_of(path) is None or not value:
-      raise ConfigError(f'--config.{key}: config.{path} is {value!r} and has nothing below it')
-    else:
-      try:
-        node[name] = specs.rewrite(value, rest, _literal(text))
-      except specs.SpecError as e:
-        raise ConfigError(f'--config.{key}={text}: {e}') from None
-    return
-  raise ConfigError(f'--config.{key}={text}: this is a group; set one of {", ".join(node)}')
-
-
-def _place(config, parts: list[str]) -> list[str]:
-  """Expands `model.mixer` to its only block, and adds a block that is named for the first time."""
-  blocks = config.model.blocks
-  if parts[0] == 'model' and len(parts) > 1 and parts[1] in BLOCK_PARTS:
-    if len(blocks) != 1:
-      raise ConfigError(f'--config.{".".join(parts)}: this model has the blocks {", ".join(blocks)}; name one, as in '
-                        f'--config.model.blocks.{next(iter(blocks))}.{parts[1]}')
-    return ['model', 'blocks', next(iter(blocks)), *parts[1:]]
-  if parts[:2] == ['model', 'blocks'] and len(parts) > 3 and parts[2] not in blocks and parts[3] in BLOCK_PARTS:
-    with config.unlocked():
-      blocks[parts[2]] = ConfigDict(dict(next(iter(blocks.values()))))
-  return parts
-
-
-def _literal(text: str):
-  try:
-    value = ast.literal_eval(text)
-    return tuple(value) if isinstance(value, list) else value
-  except (ValueError, SyntaxError):
-    return specs.call(text) if '(' in text else text
-
-
-def _parse(key: str, text: str, old):
-  """Text to the type of the leaf; `1e3` and `1_000` pass for whole numbers."""
-  wanted = {bool: 'true or false', int: 'a whole number', float: 'a number'}.get(type(old))
-  try:
-    if isinstance(old, bool):
-      return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
-    if isinstance(old, int):
-      number = float(text)
-      if not number.is_integer():
-        raise ValueError
-      return int(text.replace('_', '')) if text.replace('_', '').lstrip('+-').isdigit() else int(number)
-    if isinstance(old, float):
-      return float(text)
-    if isinstance(old, str):
-      return text
-  except (ValueError, KeyError, OverflowError):
-    raise ConfigError(f'--config.{key}={text}: {wanted} is expected (it is {old!r} now)') from None
-  raise ConfigError(f'--config.{key}: a leaf of type {type(old).__name__} cannot be set here')
-
-
 def resolve(config) -> dict[str, Any]:
   """A plain nested dict: quantities checked, every spec checked and written with all its defaults.
 
@@ -270,7 +257,9 @@ def resolve(config) -> dict[str, Any]:
   """
   plain = config.to_dict() if isinstance(config, ConfigDict) else json.loads(json.dumps(config))
   blocks = {k.rsplit('.', 1)[0] for k in flat(plain) if fnmatch.fnmatchcase(k, 'model.blocks.*.*')}
-  known = {k for k in flat(default()) if not k.startswith('model.blocks.')} | {f'{b}.{p}' for b in blocks for p in BLOCK_PARTS}
+  known = {k for k in flat(default()) if not k.startswith('model.blocks.')} | {
+    f'{b}.{p}' for b in blocks for p in BLOCK_PARTS
+  }
   for key, value in flat(plain).items():
     if key not in known:
       raise ConfigError(f'config.{key}: no such key{nearest(key, known)}')
@@ -298,7 +287,9 @@ def _resolved(key: str, value):
     if form.startswith('sum'):
       parts = {k: (w, registry.make(kind, c)) for k, (w, c) in specs.weighted(value).items()}
       return ' + '.join(('' if w is None else f'{w!r}*') + str(p) for w, p in parts.values())
-    return str(registry.make_chain(kind, value) if form.startswith('chain') else registry.make(kind, value))
+    return str(
+      registry.make_chain(kind, value) if form.startswith('chain') else registry.make(kind, value)
+    )
   except specs.SpecError as e:
     raise ConfigError(f'config.{key}={value!r}: {e}') from None
 
@@ -311,7 +302,9 @@ def _ranged(key: str, value):
     elif isinstance(kind, float) and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)
     else:
-      raise ConfigError(f'config.{key}={value!r}: {type(kind).__name__} is expected, as in {kind!r}')
+      raise ConfigError(
+        f'config.{key}={value!r}: {type(kind).__name__} is expected, as in {kind!r}'
+      )
   if key in RANGES:
     low, high = RANGES[key]
     if not math.isfinite(value) or value < low or (high is not None and value > high):
@@ -330,9 +323,14 @@ def _default_leaf(key: str):
 
 
 def fingerprint(resolved: dict) -> str:
-  """16 hex digits over what changes tokens or mathematics; `steps` is left out where the schedule allows more of them."""
-  kept = {k: v for k, v in flat(resolved).items()
-          if not any(fnmatch.fnmatchcase(k, p) for p in OUTSIDE_FINGERPRINT)}
+  """16 hex digits over what changes tokens or mathematics; `steps` is left out where the schedule
+  allows more of them.
+  """
+  kept = {
+    k: v
+    for k, v in flat(resolved).items()
+    if not any(fnmatch.fnmatchcase(k, p) for p in OUTSIDE_FINGERPRINT)
+  }
   if registry.make('schedule', resolved['schedule']).fact('extendable'):
     kept.pop('steps')
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""Held-out loss: every row of the validation set once, sums kept in float64 on the host, divided once."""
+"""Held-out loss: every row of the validation set once, sums kept in float64 on the host, divided
+once.
+"""
 
 import math
 from typing import Any
@@ -11,11 +13,13 @@ from lmjax import metrics as metrics_lib
 
 def make_eval_step(run: Any):
   """(params, vars, batch, key) -> (metrics as sums, sums over rows); compiled once."""
+
   @jax.jit
   def step(params, vars, batch, key):
     out = run.objective.loss(params, vars, batch, key, train=False)
     rows = {} if out.rows is None else metrics_lib.row_sums(*out.rows)
     return dict(loss=(out.sum, out.weight), **out.metrics), rows
+
   return step
 
 
@@ -27,13 +31,14 @@ def held_out(step, params, vars, batches, *, bytes_per_token: float | None) -> d
     bytes_per_token: UTF-8 bytes of the original text for each token, or None where unknown.
 
   Returns:
-    loss (as trained), nll (nats a token) with its standard error over rows, perplexity = exp(nll), bits_per_byte =
-    nll / (ln 2 x bytes a token), and `tokens` scored.
+    loss (as trained), nll (nats a token) with its standard error over rows, perplexity = exp(nll),
+    bits_per_byte = nll / (ln 2 x bytes a token), and `tokens` scored.
   """
   total: dict[str, Any] = {}
   sums: dict[str, Any] = {}
   for i, batch in enumerate(batches):
-    # The key depends on the place alone, so that objectives that draw at random score the same draw every time.
+    # The key depends on the place alone, so that objectives that draw at random score the same draw
+    # every time.
     found, rows = jax.device_get(step(params, vars, batch, jax.random.key(i)))
     found, rows = jax.tree.map(np.float64, (found, rows))
     total = metrics_lib.merge(total, found)

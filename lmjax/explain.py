@@ -10,7 +10,8 @@ from lmjax import registry
 def first_line(kind: str, name: str) -> str:
   entry = registry.get(kind, name)
   module = inspect.getmodule(entry.obj)
-  return (module.__doc__ or entry.obj.__doc__ or '').strip().split('\n')[0]
+  paragraph = (module.__doc__ or entry.obj.__doc__ or '').strip().split('\n\n')[0]
+  return ' '.join(paragraph.split())
 
 
 def list_parts(kind: str) -> int:
@@ -22,7 +23,10 @@ def list_parts(kind: str) -> int:
   if kind not in kinds.KINDS and kind.endswith('s') and kind[:-1] in kinds.KINDS:
     kind = kind[:-1]
   if kind not in kinds.KINDS:
-    raise ValueError(f'--list {kind}: no such kind{registry.nearest(kind, kinds.KINDS)} There are: {", ".join(kinds.KINDS)}')
+    raise ValueError(
+      f'--list {kind}: no such kind{registry.nearest(kind, kinds.KINDS)} There are: '
+      f'{", ".join(kinds.KINDS)}'
+    )
   for name in registry.names(kind):
     print(f'{name:16} {first_line(kind, name)}')
   return 0
@@ -41,5 +45,10 @@ def explain(which: str) -> int:
   facts = {k: ('depends on its arguments' if callable(v) else v) for k, v in entry.facts.items()}
   if facts:
     print('\nfacts: ' + ', '.join(f'{k}={v}' for k, v in facts.items()))
-  print('\n' + inspect.cleandoc(importlib.import_module(entry.obj.__module__).__doc__ or entry.obj.__doc__ or ''))
+  print(
+    '\n'
+    + inspect.cleandoc(
+      importlib.import_module(entry.obj.__module__).__doc__ or entry.obj.__doc__ or ''
+    )
+  )
   return 0

@@ -1,5 +1,6 @@
 """The data of a run: sources -> token stores -> plan -> batches on the devices."""
 
+import functools
 import pathlib
 from typing import Any, Iterator
 
@@ -21,34 +22,54 @@ FIELDS = ('tokens', 'segments', 'positions')
 class Feed:
   """Training and validation batches of a run.
 
-  `train(step)` iterates from that step on, `valid()` once over the validation set. `cursor(step)` goes into checkpoints and `check` refuses to
-  continue one on other data.
+  `train(step)` iterates from that step on, `valid()` once over the validation set. `cursor(step)`
+  goes into checkpoints and `check` refuses to continue one on other data.
   """
 
   def __init__(self, run: Any, workdir: pathlib.Path, mesh=None):
-    """Reads (and where needed tokenizes) every source. Raises ConfigError naming the key, file and value."""
+    """Reads (and where needed tokenizes) every source. Raises ConfigError naming the key, file and
+    value.
+    """
     self.run, self.mesh = run, mesh
     d = run.config['data']
     cache = pathlib.Path(d['cache']) if d['cache'] else pathlib.Path(workdir) / 'tokens'
     names, weights, stores = self._stores('train', cache)
-    self._plan = self._named('train', lambda: plan_lib.Plan(
-        stores, names=names, pack=registry.make('pack', d['pack'])(), row_tokens=run.length, lookahead=run.lookahead,
-        rows_per_step=run.rows, seed=run.config['seed'], weights=self._weights(names, weights, stores)))
+    self._plan = self._named(
+      'train',
+      lambda: plan_lib.Plan(
+        stores,
+        names=names,
+        pack=registry.make('pack', d['pack'])(),
+        row_tokens=run.length,
+        lookahead=run.lookahead,
+        rows_per_step=run.rows,
+        seed=run.config['seed'],
+        weights=self._weights(names, weights, stores),
+      ),
+    )
     self._loader = self._load(self._plan, self._transforms())
     self._valid, self.bytes_per_token = None, None
     if d['valid']:
       names, _, held = self._stores('valid', cache)
-      plan = self._named('valid', lambda: plan_lib.Sequential(
-          held, names=names, row_tokens=run.length, lookahead=run.lookahead, rows_per_step=run.rows))
+      plan = self._named(
+        'valid',
+        lambda: plan_lib.Sequential(
+          held, names=names, row_tokens=run.length, lookahead=run.lookahead, rows_per_step=run.rows
+        ),
+      )
       self._valid = self._load(plan, ())
       sizes = [s.bytes for s in held]
-      self.bytes_per_token = None if None in sizes else sum(sizes) / sum(len(s.tokens) for s in held)
+      self.bytes_per_token = (
+        None if None in sizes else sum(sizes) / sum(len(s.tokens) for s in held)
+      )
 
   def _named(self, key: str, make):
     try:
       return make()
     except (ValueError, OSError) as e:
-      raise config_lib.ConfigError(f'config.data.{key}={self.run.config["data"][key]!r}: {e}') from e
+      raise config_lib.ConfigError(
+        f'config.data.{key}={self.run.config["data"][key]!r}: {e}'
+      ) from e
 
   def _stores(self, key: str, cache: pathlib.Path):
     """(names, weights, stores) of a sum of sources."""
@@ -58,13 +79,19 @@ class Feed:
       part = registry.make('source', call, tokenizer=tokenizer)
       names.append(name)
       weights.append(weight)
-      stores.append(self._named(key, lambda: store_lib.stored(part, tokenizer, cache, bos=d['bos'], eos=d['eos'])))
+      stored = functools.partial(
+        store_lib.stored, part, tokenizer, cache, bos=d['bos'], eos=d['eos']
+      )
+      stores.append(self._named(key, stored))
     return names, weights, stores
 
   def _weights(self, names, weights, stores):
     mixture = registry.make('mixture', self.run.config['data']['mixture'])
     if mixture.fact('needs'):
-      raise ValueError(f'mixture {mixture} needs {", ".join(mixture.fact("needs"))} of the training step, which this loop does not give')
+      raise ValueError(
+        f'mixture {mixture} needs {", ".join(mixture.fact("needs"))} of the training step, which '
+        'this loop does not give'
+      )
     policy = mixture()
     return policy.weights(policy.init(names, weights, [len(s.tokens) for s in stores]))
 
@@ -72,13 +99,19 @@ class Feed:
     text = self.run.config['data']['transforms']
     if not text:
       return ()
-    chain = registry.make_chain('transform', text, tokenizer=self.run.tokenizer, length=self.run.length)
+    chain = registry.make_chain(
+      'transform', text, tokenizer=self.run.tokenizer, length=self.run.length
+    )
     return [(name, self._named('transforms', part)) for name, part in chain.items()]
 
   def _load(self, plan, transforms):
     return loader_lib.Loader(
-        plan, transforms=transforms, host_index=jax.process_index(), host_count=jax.process_count(),
-        documents_masked=self.run.config['data']['mask_documents'])
+      plan,
+      transforms=transforms,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+      documents_masked=self.run.config['data']['mask_documents'],
+    )
 
   @property
   def has_valid(self) -> bool:
@@ -90,7 +123,9 @@ class Feed:
       yield self._place(batch)
 
   def valid(self) -> Iterator[dict[str, jax.Array]]:
-    """The validation set in order, once; at most `config.eval.batches` batches where that is set."""
+    """The validation set in order, once; at most `config.eval.batches` batches where that is
+    set.
+    """
     limit, total = self.run.config['eval']['batches'], len(self._valid.plan)
     for step in range(min(limit or total, total)):
       yield self._place(self._valid[step])
@@ -110,9 +145,11 @@ class Feed:
     """Raises ConfigError where the checkpoint of `step` was trained on other data than this."""
     if cursor.get('plan') != self._plan.fingerprint():
       raise config_lib.ConfigError(
-          f'the checkpoint of step {step} was trained on other data: the files of config.data.train='
-          f'{self.run.config["data"]["train"]!r} changed since (plan {cursor.get("plan")!s:.12}, now {self._plan.fingerprint():.12}); restore '
-          'them, or start a new run with --config.init_from')
+        f'the checkpoint of step {step} was trained on other data: the files of config.data.train='
+        f'{self.run.config["data"]["train"]!r} changed since (plan {cursor.get("plan")!s:.12}, now '
+        f'{self._plan.fingerprint():.12}); restore '
+        'them, or start a new run with --config.init_from'
+      )
 
   def describe(self) -> str:
     tokens = sum(len(s.tokens) for s in self._plan.stores)

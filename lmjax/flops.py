@@ -1,13 +1,15 @@
 """FLOPs of a training step, counted from parameter facts, and model FLOPs utilization.
 
-Per token, forward: 2 x fan-in x fan-out for each matrix inside layers (times the rounds of a shared segment) and for the unembedding, plus
-what the mixers say of mixing positions. Look-ups, norms, activations and the softmax are not counted. The backward pass counts twice
-the forward, so a step takes 3 x forward (Kaplan et al., 2020, arXiv:2001.08361; PaLM, arXiv:2204.02311, appendix B).
+Per token, forward: 2 x fan-in x fan-out for each matrix inside layers (times the rounds of a shared
+segment) and for the unembedding, plus what the mixers say of mixing positions. Look-ups, norms,
+activations and the softmax are not counted. The backward pass counts twice the forward, so a step
+takes 3 x forward (Kaplan et al., 2020, arXiv:2001.08361; PaLM, arXiv:2204.02311, appendix B).
 
   MFU = tokens per second x FLOPs per token / (devices x peak FLOP/s)
 
-Two accountings of causal attention are in use and both are given: `full` counts all T^2 pairs (PaLM, nanoGPT), `causal` only the allowed ones
-(about half; Llama 3, MaxText since July 2025). Compare a figure only with figures of the same accounting.
+Two accountings of causal attention are in use and both are given: `full` counts all T^2 pairs
+(PaLM, nanoGPT), `causal` only the allowed ones (about half; Llama 3, MaxText since July 2025).
+Compare a figure only with figures of the same accounting.
 """
 
 import dataclasses
@@ -20,9 +22,18 @@ from lmjax.parallel import facts as facts_lib
 
 # Dense bf16 peaks of one chip, FLOP/s, from the makers' data sheets.
 PEAKS = {
-    'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12,
-    'TPU v6 lite': 918e12, 'TPU v6e': 918e12,
-    'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12, 'Tesla T4': 65e12, 'NVIDIA L4': 121e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5': 459e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+  'TPU v6e': 918e12,
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+  'Tesla T4': 65e12,
+  'NVIDIA L4': 121e12,
 }
 
 
@@ -49,7 +60,8 @@ def per_token(run: Any) -> Flops:
   tied = run.model.embed.fact('tied')
   matrices = 0.0
   facts = jax.tree_util.tree_leaves_with_path(
-      run.facts['params'], is_leaf=lambda x: isinstance(x, facts_lib.Fact))
+    run.facts['params'], is_leaf=lambda x: isinstance(x, facts_lib.Fact)
+  )
   for (path, fact), shape in zip(facts, jax.tree.leaves(run.shapes['params'])):
     if not fact.is_matrix or fact.role == 'position' or (fact.role == 'embed' and not tied):
       continue
@@ -74,5 +86,7 @@ def mfu(tokens_per_second: float, flops: Flops, devices: int, device_kind: str) 
   top = peak(device_kind)
   if top is None:
     return {}
-  return {f'mfu_{name}': tokens_per_second * f / (devices * top)
-          for name, f in (('full', flops.step_full), ('causal', flops.step_causal))}
+  return {
+    f'mfu_{name}': tokens_per_second * f / (devices * top)
+    for name, f in (('full', flops.step_full), ('causal', flops.step_causal))
+  }

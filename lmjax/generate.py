@@ -1,9 +1,11 @@
-"""Text from a model: ragged prompts in one batch, a prefill, then one compiled loop over tokens with a cache.
+"""Text from a model: ragged prompts in one batch, a prefill, then one compiled loop over tokens
+with a cache.
 
-Prompts are padded on the left with segment 0, so that all rows end in the same column; the position of a row's first real token is 0. All
-but the last token of each prompt go through `prefill`; the loop feeds the last one and what follows. A row gives the same alone and in
-any batch: rows share no key. Shapes are rounded up (rows and prompts to powers of two, new tokens to a multiple of 64), so that few programs
-are compiled, once for each architecture in a process.
+Prompts are padded on the left with segment 0, so that all rows end in the same column; the position
+of a row's first real token is 0. All but the last token of each prompt go through `prefill`; the
+loop feeds the last one and what follows. A row gives the same alone and in any batch: rows share no
+key. Shapes are rounded up (rows and prompts to powers of two, new tokens to a multiple of 64), so
+that few programs are compiled, once for each architecture in a process.
 
 Axes: B rows, P prompt columns, T new tokens.
 """
@@ -32,23 +34,35 @@ def power_of_two(n: int, least: int = 1) -> int:
   return least << max(0, -(-n // least) - 1).bit_length()
 
 
-def left_padded(prompts: Sequence[Sequence[int]], columns: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(tokens, segments, positions), each int32 (rows, columns): prompts at the right end, segment 0 before them and in spare rows."""
+def left_padded(
+  prompts: Sequence[Sequence[int]], columns: int, rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(tokens, segments, positions), each int32 (rows, columns): prompts at the right end, segment 0
+  before them and in spare rows.
+  """
   tokens = np.zeros((rows, columns), np.int32)
   segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
   for r, p in enumerate(prompts):
     if len(p):
-      tokens[r, -len(p):], segments[r, -len(p):], positions[r, -len(p):] = p, 1, np.arange(len(p))
+      tokens[r, -len(p) :], segments[r, -len(p) :], positions[r, -len(p) :] = (
+        p,
+        1,
+        np.arange(len(p)),
+      )
   return tokens, segments, positions
 
 
 def context_limit(architecture) -> int | None:
-  """Tokens that the model can see at most: the rows of its position table, or None where positions go on without end."""
+  """Tokens that the model can see at most: the rows of its position table, or None where positions
+  go on without end.
+  """
   return getattr(architecture.model.scheme.position, 'length', None)
 
 
 class Fixed:
-  """An object as a static argument of jit: equal only to itself, since parts compare equal whatever they were built with."""
+  """An object as a static argument of jit: equal only to itself, since parts compare equal whatever
+  they were built with.
+  """
 
   def __init__(self, obj: Any):
     self.obj = obj
@@ -61,7 +75,9 @@ class Fixed:
 
 
 def automatic(f):
-  """f, run with the partitioner in charge also on an explicit mesh: caches and gathered windows have no sharding of their own to state."""
+  """f, run with the partitioner in charge also on an explicit mesh: caches and gathered windows
+  have no sharding of their own to state.
+  """
   if not shard.is_explicit():
     return f
   return jax.sharding.auto_axes(f, out_sharding=PartitionSpec())
@@ -74,28 +90,38 @@ def least_rows() -> int:
 
 
 @functools.partial(jax.jit, static_argnames=('net', 'kind', 'length'))
-def prefill(net: Fixed, variables, tokens_BP, segments_BP, positions_BP, *, kind: registry.Part, length: int):
+def prefill(
+  net: Fixed, variables, tokens_BP, segments_BP, positions_BP, *, kind: registry.Part, length: int
+):
   """A cache for `length` tokens that holds the given ones. `kind` is the cache part."""
+
   def fill(variables, tokens_BP, segments_BP, positions_BP):
     cache = net.obj.init_cache(kind, tokens_BP.shape[0], length)
     ctx = kinds.Ctx(positions_BT=positions_BP, segments_BT=segments_BP)
     return net.obj.apply(variables, tokens_BP, ctx, cache).cache
+
   return automatic(fill)(variables, tokens_BP, segments_BP, positions_BP)
 
 
 def step(architecture, variables, slot, tokens_B):
   """(logits_BV, slot) after one more token in each row; a slot is (cache, positions_B)."""
   cache, positions_B = slot
-  ctx = kinds.Ctx(positions_BT=positions_B[:, None], segments_BT=jnp.ones_like(positions_B)[:, None])
+  ctx = kinds.Ctx(
+    positions_BT=positions_B[:, None], segments_BT=jnp.ones_like(positions_B)[:, None]
+  )
   outputs = architecture.apply(variables, tokens_B[:, None], ctx, cache)
   return embedding.logits(outputs)[:, 0], (outputs.cache, positions_B + 1)
 
 
 @functools.partial(jax.jit, static_argnames=('net', 'rule', 'tokens'), donate_argnames='slot')
-def decode(net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, rule: str, tokens: int):
-  """(new tokens (B, tokens), slot): at most `limit` tokens, fewer when every row has met `eos` (-1 for none).
+def decode(
+  net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, rule: str, tokens: int
+):
+  """(new tokens (B, tokens), slot): at most `limit` tokens, fewer when every row has met `eos` (-1
+  for none).
 
-  Columns after a row's end, and those that were never reached, are -1; the end token itself is kept.
+  Columns after a row's end, and those that were never reached, are -1; the end token itself is
+  kept.
   """
   chosen = _base.rule(rule)
 
@@ -108,7 +134,9 @@ def decode(net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, r
 
     def advance(carry):
       t, state, done_B, out_BT = carry
-      state, new_B = chosen.advance(step_fns, state, jax.vmap(jax.random.fold_in, (0, None))(keys_B, t))
+      state, new_B = chosen.advance(
+        step_fns, state, jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+      )
       out_BT = out_BT.at[:, t].set(jnp.where(done_B, -1, new_B))
       return t + 1, state, done_B | (new_B == eos), out_BT
 
@@ -121,7 +149,9 @@ def decode(net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, r
 
 
 def row_keys(prompts: Sequence[Sequence[int]], seed: int):
-  """A key for each row from the seed, the prompt and how often the prompt came before, hence not from the rest of the batch."""
+  """A key for each row from the seed, the prompt and how often the prompt came before, hence not
+  from the rest of the batch.
+  """
   seen: dict[bytes, int] = {}
   marks, turns = [], []
   for p in prompts:
@@ -142,7 +172,10 @@ def check(architecture, prompts: Sequence[Sequence[int]], max_tokens: int):
   """Raises ValueError or Unsupported where these prompts cannot be continued by so many tokens."""
   for name, mixer in architecture.model.mixers():
     if not mixer.fact('cache'):
-      raise kinds.Unsupported(f'model.blocks.{name}.mixer={mixer} cannot decode token by token, so this model cannot generate text')
+      raise kinds.Unsupported(
+        f'model.blocks.{name}.mixer={mixer} cannot decode token by token, so this model cannot '
+        'generate text'
+      )
   if max_tokens < 1:
     raise ValueError(f'max_tokens={max_tokens}: at least 1 is expected')
   limit, vocab = context_limit(architecture), architecture.model.vocab
@@ -152,22 +185,37 @@ def check(architecture, prompts: Sequence[Sequence[int]], max_tokens: int):
     if min(p) < 0 or max(p) >= vocab:
       raise ValueError(f'prompt {i} holds a token outside 0 ... {vocab - 1}')
     if limit is not None and len(p) + max_tokens > limit + 1:  # the last token is never fed
-      raise ValueError(f'prompt {i} has {len(p)} tokens and {max_tokens} more are asked for, but the model has positions for '
-                       f'{limit}: shorten the prompt or ask for at most {max(0, limit + 1 - len(p))} tokens')
+      raise ValueError(
+        f'prompt {i} has {len(p)} tokens and {max_tokens} more are asked for, but the model has '
+        'positions for '
+        f'{limit}: shorten the prompt or ask for at most {max(0, limit + 1 - len(p))} tokens'
+      )
 
 
-def generate(architecture, variables, prompts: Sequence[Sequence[int]], *, max_tokens: int, rule: str = 'greedy()', seed: int = 0,
-             eos: int | None = None, cache: str = 'full()') -> list[np.ndarray]:
+def generate(
+  architecture,
+  variables,
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_tokens: int,
+  rule: str = 'greedy()',
+  seed: int = 0,
+  eos: int | None = None,
+  cache: str = 'full()',
+) -> list[np.ndarray]:
   """New tokens for each prompt, int32, without the end token.
 
   Args:
     architecture: with `model`; variables: its collections. prompts: ids, each at least one.
-    max_tokens: new tokens at most. rule: decoding spec, e.g. 'top_k(k=40) | temperature(t=0.8)'. eos: the token that ends a row.
+    max_tokens: new tokens at most. rule: decoding spec, e.g. 'top_k(k=40) | temperature(t=0.8)'.
+      eos: the token that ends a row.
     cache: cache spec; 'window()' keeps memory flat for models whose every mixer has a window.
 
   Raises:
-    ValueError: no prompt or an empty one, ids outside the vocabulary, more tokens than the model has positions.
-    Unsupported: a mixer that cannot decode, a cache that does not suit it. SpecError: `rule` or `cache` cannot be read.
+    ValueError: no prompt or an empty one, ids outside the vocabulary, more tokens than the model
+      has positions.
+    Unsupported: a mixer that cannot decode, a cache that does not suit it. SpecError: `rule` or
+      `cache` cannot be read.
   """
   if not len(prompts):
     return []
@@ -179,13 +227,29 @@ def generate(architecture, variables, prompts: Sequence[Sequence[int]], *, max_t
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
   rows = power_of_two(len(prompts), least_rows())
   spare = rows - len(prompts)
-  cached = prefill(Fixed(architecture), variables, *left_padded([p[:-1] for p in prompts], columns, rows), kind=kind, length=columns + tokens)
+  cached = prefill(
+    Fixed(architecture),
+    variables,
+    *left_padded([p[:-1] for p in prompts], columns, rows),
+    kind=kind,
+    length=columns + tokens,
+  )
   positions_B = np.array([len(p) - 1 for p in prompts] + [0] * spare, np.int32)
   last_B = np.array([p[-1] for p in prompts] + [0] * spare, np.int32)
   keys_B = row_keys([*prompts, *[[]] * spare], seed)
-  out_BT, _ = decode(Fixed(architecture), variables, (cached, jnp.asarray(positions_B)), last_B, keys_B, np.arange(rows) >= len(prompts),
-                     max_tokens, -1 if eos is None else eos, rule=rule, tokens=tokens)
-  return [_trim(row, eos) for row in np.asarray(out_BT)[:len(prompts)]]
+  out_BT, _ = decode(
+    Fixed(architecture),
+    variables,
+    (cached, jnp.asarray(positions_B)),
+    last_B,
+    keys_B,
+    np.arange(rows) >= len(prompts),
+    max_tokens,
+    -1 if eos is None else eos,
+    rule=rule,
+    tokens=tokens,
+  )
+  return [_trim(row, eos) for row in np.asarray(out_BT)[: len(prompts)]]
 
 
 def _trim(row, eos):
@@ -194,31 +258,47 @@ def _trim(row, eos):
 
 
 def new_text(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-  """The text that `new` adds to the prompt: joined first, since a tokenizer may treat the start of a text apart."""
+  """The text that `new` adds to the prompt: joined first, since a tokenizer may treat the start of
+  a text apart.
+  """
   before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *new])
-  return whole[len(before):] if whole.startswith(before) else tokenizer.decode(new)
+  return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
 
 
 def prompt_ids(tokenizer, text: str, bos: bool) -> list[int]:
-  """The ids of a prompt, a beginning-of-text token in front where asked for or where there is nothing else to start from."""
+  """The ids of a prompt, a beginning-of-text token in front where asked for or where there is
+  nothing else to start from.
+  """
   ids = [int(i) for i in tokenizer.encode(text)]
   start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
   if not ids and start is None:
-    raise ValueError('the prompt is empty, and the tokenizer has neither a bos nor an eos token to start from')
+    raise ValueError(
+      'the prompt is empty, and the tokenizer has neither a bos nor an eos token to start from'
+    )
   return [start, *ids] if start is not None and (bos or not ids) else ids
 
 
-def sample_texts(run: Any, variables, prompts: Sequence[str], *, max_tokens: int, rule: str, seed: int = 0) -> list[str]:
+def sample_texts(
+  run: Any, variables, prompts: Sequence[str], *, max_tokens: int, rule: str, seed: int = 0
+) -> list[str]:
   """What the model of a run writes after each prompt, ended by the tokenizer's eos.
 
-  Prompts begin as the run's documents do (`data.bos`). Where the model has fewer positions than prompt and `max_tokens` need, less is
-  written. Raises as `generate` does.
+  Prompts begin as the run's documents do (`data.bos`). Where the model has fewer positions than
+  prompt and `max_tokens` need, less is written. Raises as `generate` does.
   """
   ids = [prompt_ids(run.tokenizer, p, run.config['data']['bos']) for p in prompts]
   limit = context_limit(run.architecture)
   if limit is not None:
     max_tokens = max(1, min(max_tokens, limit + 1 - max(map(len, ids))))
-  new = generate(run.architecture, variables, ids, max_tokens=max_tokens, rule=rule, seed=seed, eos=run.tokenizer.eos)
+  new = generate(
+    run.architecture,
+    variables,
+    ids,
+    max_tokens=max_tokens,
+    rule=rule,
+    seed=seed,
+    eos=run.tokenizer.eos,
+  )
   return [new_text(run.tokenizer, p, n) for p, n in zip(ids, new)]
 
 

@@ -1,11 +1,13 @@
 """The contract of every kind of part, on one page.
 
-A part is one file in its kind's folder, registered as `@register('<kind>', fact=value, ...)`; see `registry.py`.
-`context` names the arguments that lmjax supplies (asked for by naming them in the signature); `facts` lists what may be
-asked of a part without building it, with the value assumed when a part is silent. A fact may be a function of the part's
-arguments. A part that cannot honour what it is asked for raises `Unsupported`; it never ignores it.
+A part is one file in its kind's folder, registered as `@register('<kind>', fact=value, ...)`; see
+`registry.py`. `context` names the arguments that lmjax supplies (asked for by naming them in the
+signature); `facts` lists what may be asked of a part without building it, with the value assumed
+when a part is silent. A fact may be a function of the part's arguments. A part that cannot honour
+what it is asked for raises `Unsupported`; it never ignores it.
 
-Shapes: B batch, T time (queries), S time (keys), D width, H heads, K head size, F hidden, V vocabulary, N layers.
+Shapes: B batch, T time (queries), S time (keys), D width, H heads, K head size, F hidden, V
+  vocabulary, N layers.
 """
 
 import dataclasses
@@ -28,47 +30,53 @@ class Kind:
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# fmt: off
 KINDS: dict[str, Kind] = {
-    # ---- models ----
-    'norm': Kind('lmjax.models.norms', 'x -> x, over the last axis',
-                 facts=dict(scale_invariant=False, shift_invariant=False)),
-    'residual': Kind('lmjax.models.residuals', 'a layer: wires norm, mixer, ffn and the carry',
-                     context=('mixer', 'ffn', 'norm')),
-    'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
-                  facts=dict(causal=True, segments=False, cache=False, cross=False, window=None)),
-    'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),
-    'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
-                   context=('ins', 'outs', 'role', 'scheme', 'bias')),
-    'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated into q and k, or a bias',
-                     context=('length',), facts=dict(relative=False, added=False)),
-    'init': Kind('lmjax.models.init', 'initial values and per-parameter multipliers, from parameter facts',
-                 context=('depth', 'width')),
-    'embed': Kind('lmjax.models.embeds', 'tokens -> x, and the unembedding', context=('vocab', 'width', 'dtype'),
-                  facts=dict(tied=False)),
-    'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',)),
-    'cache': Kind('lmjax.models.caches', 'what attention keeps between tokens',
-                  context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window'), facts=dict(bounded=False)),
-    # ---- training ----
-    'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
-                      context=('model', 'tokenizer'),
-                      facts=dict(couples='none', lookahead=0, causal=None)),
-    'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),
-                  facts=dict(needs=(), owns_lr=False)),
-    'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
-                     facts=dict(extendable=False)),
-    # ---- data ----
-    'source': Kind('lmjax.data.sources', 'documents', context=('tokenizer',),
-                   facts=dict(tokens=False, sequential=False)),
-    'transform': Kind('lmjax.data.transforms', 'example -> example, pure in (example, seed)',
-                      context=('tokenizer', 'length')),
-    'pack': Kind('lmjax.data.packing', 'documents -> rows, planned over lengths'),
-    'mixture': Kind('lmjax.data.mixtures', 'weights of the sources, possibly fed by losses',
-                    facts=dict(needs=())),
-    'tokenizer': Kind('lmjax.tokenizers', 'text <-> ids', facts=dict(lossless=False)),
-    # ---- use ----
-    'decoding': Kind('lmjax.decoding', 'logits -> next tokens'),
-    'eval': Kind('lmjax.evals', 'scores a language model'),
+  # ---- models ----
+  'norm': Kind('lmjax.models.norms', 'x -> x, over the last axis',
+               facts=dict(scale_invariant=False, shift_invariant=False)),
+  'residual': Kind('lmjax.models.residuals', 'a layer: wires norm, mixer, ffn and the carry',
+                   context=('mixer', 'ffn', 'norm')),
+  'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
+                facts=dict(causal=True, segments=False, cache=False, cross=False, window=None)),
+  'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),
+  'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
+                 context=('ins', 'outs', 'role', 'scheme', 'bias')),
+  'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated into q and k, '
+                                             'or a bias',
+                   context=('length',), facts=dict(relative=False, added=False)),
+  'init': Kind('lmjax.models.init', 'initial values and per-parameter multipliers, from '
+                                    'parameter facts',
+               context=('depth', 'width')),
+  'embed': Kind('lmjax.models.embeds', 'tokens -> x, and the unembedding',
+                context=('vocab', 'width', 'dtype'),
+                facts=dict(tied=False)),
+  'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',)),
+  'cache': Kind('lmjax.models.caches', 'what attention keeps between tokens',
+                context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window'),
+                facts=dict(bounded=False)),
+  # ---- training ----
+  'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
+                    context=('model', 'tokenizer'),
+                    facts=dict(couples='none', lookahead=0, causal=None)),
+  'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),
+                facts=dict(needs=(), owns_lr=False)),
+  'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
+                   facts=dict(extendable=False)),
+  # ---- data ----
+  'source': Kind('lmjax.data.sources', 'documents', context=('tokenizer',),
+                 facts=dict(tokens=False, sequential=False)),
+  'transform': Kind('lmjax.data.transforms', 'example -> example, pure in (example, seed)',
+                    context=('tokenizer', 'length')),
+  'pack': Kind('lmjax.data.packing', 'documents -> rows, planned over lengths'),
+  'mixture': Kind('lmjax.data.mixtures', 'weights of the sources, possibly fed by losses',
+                  facts=dict(needs=())),
+  'tokenizer': Kind('lmjax.tokenizers', 'text <-> ids', facts=dict(lossless=False)),
+  # ---- use ----
+  'decoding': Kind('lmjax.decoding', 'logits -> next tokens'),
+  'eval': Kind('lmjax.evals', 'scores a language model'),
 }
+# fmt: on
 
 
 # ------------------------------------------------------------------ models
@@ -80,9 +88,11 @@ class Ctx:
 
   Attributes:
     positions_BT: int32, position of each token within its document.
-    segments_BT: int32, document of each token in its row; 0 is padding. None means one document and no padding.
+    segments_BT: int32, document of each token in its row; 0 is padding. None means one document and
+      no padding.
     depth: index of the layer, a traced scalar under scan.
-    memory: encoded source for cross-attention, or None; a mixer whose fact `cross` is False raises on it.
+    memory: encoded source for cross-attention, or None; a mixer whose fact `cross` is False raises
+      on it.
     train: dropout and the like act only where True.
     scheme: static; how parameters are made (`init`, `linear`), the model's `position`, dtypes.
   """
@@ -96,13 +106,14 @@ class Ctx:
 
 
 Aux = dict[str, jax.Array]
-"""What a block part reports: entries named `loss/...` are added to the objective, all others are metrics (scalars)."""
+"""What a block part reports: entries `loss/...` are added to the objective, others are metrics."""
 
 
 class Mixer(Protocol):
   """A Linen module. `cache` is None, or what `init_cache` gave; then x holds only the new tokens.
 
-  Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross, window.
+  Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross,
+    window.
   """
 
   def __call__(self, x_BTD, ctx: Ctx, cache: Any = None) -> tuple[jax.Array, Any, Aux]: ...
@@ -111,7 +122,9 @@ class Mixer(Protocol):
     """An empty cache for `length` tokens; `kind` is the cache part (`nn.nowrap`)."""
 
   def mixing_flops(self, width: int, length: int) -> tuple[float, float]:
-    """Forward FLOPs per token beyond its matrices: over all pairs of positions, and over the allowed ones (`nn.nowrap`)."""
+    """Forward FLOPs per token beyond its matrices: over all pairs of positions, and over the
+    allowed ones (`nn.nowrap`).
+    """
 
 
 class Ffn(Protocol):
@@ -121,13 +134,17 @@ class Ffn(Protocol):
 
 
 class Norm(Protocol):
-  """A Linen module over the last axis. Statistics in float32. Facts name the invariances that the suite checks."""
+  """A Linen module over the last axis. Statistics in float32. Facts name the invariances that the
+  suite checks.
+  """
 
   def __call__(self, x, ctx: Ctx) -> jax.Array: ...
 
 
 class Residual(Protocol):
-  """A Linen module, the layer itself, with fields `mixer`, `ffn`, `norm` (handles that build the modules)."""
+  """A Linen module, the layer itself, with fields `mixer`, `ffn`, `norm` (handles that build the
+  modules).
+  """
 
   def __call__(self, carry, ctx: Ctx, cache: Any = None) -> tuple[Any, Any, Aux]: ...
 
@@ -141,14 +158,17 @@ class Residual(Protocol):
 class Linear(Protocol):
   """A Linen module with fields ins, outs (pairs of axis name and size), role, scheme, bias.
 
-  Contracts the last len(ins) axes of x and appends the axes of outs. Made through `nn.params.dense`.
+  Contracts the last len(ins) axes of x and appends the axes of outs. Made through
+  `nn.params.dense`.
   """
 
   def __call__(self, x) -> jax.Array: ...
 
 
 class Embed(Protocol):
-  """A Linen module built with vocab, width and dtype. Rows added to round the vocabulary up are never predicted."""
+  """A Linen module built with vocab, width, dtype. Rows that round the vocabulary up are never
+  predicted.
+  """
 
   def __call__(self, tokens_BT, ctx: Ctx) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(x_BTD, unembedding_VD, bias_V or None)."""
@@ -174,7 +194,7 @@ class Init(Protocol):
     """(key, shape, dtype) -> array."""
 
   def lr(self, fact, shape) -> float:
-    """Factor of the learning rate for this parameter (1 unless the parameterization says otherwise)."""
+    """Factor of this parameter's learning rate; 1 in the standard parameterization."""
 
   def logit_scale(self) -> float:
     """Factor of the logits."""
@@ -184,7 +204,7 @@ class Init(Protocol):
 
 
 class Outputs(NamedTuple):
-  """What an architecture returns. Logits are `nn.unembed.logits(outputs)`, built only where they are used."""
+  """What an architecture returns; `nn.embedding.logits` builds logits from it."""
 
   hidden_BTD: jax.Array
   unembed_VD: jax.Array
@@ -204,19 +224,22 @@ class Architecture(Protocol):
 
 
 class Cache(Protocol):
-  """Built by a cache part as `part(batch=, length=, heads=, head_dim=, dtype=, window=)`; a pytree."""
+  """A pytree, built by `part(batch=, length=, heads=, head_dim=, dtype=, window=)`."""
 
   def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT) -> tuple['Cache', tuple]:
-    """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS) to attend to; segment 0 is empty."""
+    """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS) to attend to;
+    segment 0 is empty.
+    """
 
 
 # ------------------------------------------------------------------ training
 
 
 class Loss(NamedTuple):
-  """Sums, never means: the step divides once by all weights. `metrics` maps a name to (sum, weight).
+  """Sums, never means: the step divides once by all weights. `metrics`: name -> (sum, weight).
 
-  `rows` is (negative log-likelihood, weight) of each row, for standard errors, or None where rows do not stand alone.
+  `rows` is (negative log-likelihood, weight) of each row, for standard errors, or None where rows
+  do not stand alone.
   """
 
   sum: jax.Array
@@ -227,10 +250,11 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-  """Owns its networks; a batch is a dict of arrays, `tokens` and `segments` (B, T + lookahead), `positions` likewise.
+  """Owns its networks. A batch: `tokens`, `segments`, `positions`, int32 (B, T + lookahead).
 
-  Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' or 'global'; lookahead = tokens needed
-  beyond the inputs; causal = the causality demanded of the model, or None.
+  Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' or 'global';
+    lookahead = tokens needed beyond the inputs; causal = the causality demanded of the model, or
+    None.
   """
 
   def init(self, rng, batch) -> dict[str, Any]:
@@ -240,15 +264,15 @@ class Objective(Protocol):
 
 
 class Optim(Protocol):
-  """`part(...)` returns `optax.GradientTransformationExtraArgs` whose update is subtracted after scaling by lr.
+  """`part(...)` returns an Optax transformation whose update is subtracted after scaling by lr.
 
-  The step passes value, obj_fn, sample_fn and rng; a part that needs one names it in the fact `needs`. `facts` is the
-  tree of parameter facts. `owns_lr` parts are not scaled by the schedule.
+  The step passes value, obj_fn, sample_fn and rng; a part that needs one names it in the fact
+  `needs`. `facts` is the tree of parameter facts. `owns_lr` parts are not scaled by the schedule.
   """
 
 
 class Schedule(Protocol):
-  """`part(...)` returns a function; `steps` is the run's length. `extendable`: more steps leave past factors as they were."""
+  """`part(steps=)` returns a function. `extendable`: more steps leave past factors as they were."""
 
   def __call__(self, step) -> jax.Array: ...
 
@@ -257,7 +281,7 @@ class Schedule(Protocol):
 
 
 class Source(Protocol):
-  """Documents, in a fixed order. A document is str, bytes, or with the fact `tokens` an array of ids."""
+  """Documents in a fixed order: str, bytes, or with the fact `tokens` arrays of ids."""
 
   def fingerprint(self) -> str:
     """Changes when the documents do (paths, sizes, contents)."""
@@ -266,7 +290,7 @@ class Source(Protocol):
 
 
 class Transform(Protocol):
-  """`part(...)` returns a function (row dict of numpy arrays, seed) -> row dict, of declared length."""
+  """`part(...)` returns a pure function (row, seed) -> row; a row is a dict of int32 arrays."""
 
   def __call__(self, row: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]: ...
 
@@ -274,14 +298,19 @@ class Transform(Protocol):
 class Pack(Protocol):
   """`part(...)` returns a dataclass (its repr is part of the data's fingerprint) with `plan`.
 
-  `plan` gives the rows of one epoch as spans of documents, a pure function of its arguments, and as many rows in every epoch.
+  `plan` gives the rows of one epoch as spans of documents, a pure function of its arguments, and as
+  many rows in every epoch.
   """
 
-  def plan(self, lengths: np.ndarray, row_tokens: int, lookahead: int, seed: int, epoch: int) -> 'RowPlan': ...
+  def plan(
+    self, lengths: np.ndarray, row_tokens: int, lookahead: int, seed: int, epoch: int
+  ) -> 'RowPlan': ...
 
 
 class RowPlan(Protocol):
-  """Rows of one epoch: `len(plan)`, and `plan[i]`, an int64 array (spans, 3) of (document, start, stop), in row order."""
+  """Rows of one epoch: `len(plan)`, and `plan[i]`, an int64 array (spans, 3) of (document, start,
+  stop), in row order.
+  """
 
   def __len__(self) -> int: ...
 
@@ -289,7 +318,7 @@ class RowPlan(Protocol):
 
 
 class Mixture(Protocol):
-  """Weights of the sources. Pure: all that changes is in `state`, a pytree of numpy arrays kept in the checkpoint."""
+  """Weights of the sources; all that changes is in `state`, a pytree kept in the checkpoint."""
 
   def init(self, names: Sequence[str], weights: Sequence[float], tokens: Sequence[int]) -> Any: ...
 
@@ -302,8 +331,9 @@ class Mixture(Protocol):
 class Tokenizer(Protocol):
   """Ids are 0 ... vocab_size - 1. bos, eos, pad, mask are ids or None.
 
-  Fact `lossless`: decode_bytes(encode(data)) == data for arbitrary bytes. Text never yields a special id. Optional: `encode_batch(texts)`,
-  and a static `train(texts, vocab_size, ...) -> bytes of the file`, which `python -m lmjax.tokenize train` offers.
+  Fact `lossless`: decode_bytes(encode(data)) == data for arbitrary bytes. Text never yields a
+    special id. Optional: `encode_batch(texts)`, and a static `train(texts, vocab_size, ...) ->
+    bytes of the file`, which `python -m lmjax.tokenize train` offers.
   """
 
   vocab_size: int
@@ -323,9 +353,11 @@ class Tokenizer(Protocol):
 
 
 class DecodingRule(Protocol):
-  """Chooses tokens. `step_fns[i](cache, tokens_B) -> (logits_BV, cache)`, one per model; pure and traced.
+  """Chooses tokens. `step_fns[i](cache, tokens_B) -> (logits_BV, cache)`, one per model; pure and
+  traced.
 
-  Rules that only reshape the distribution define `filter(logits_BV) -> logits_BV` and can be chained with `|`.
+  Rules that only reshape the distribution define `filter(logits_BV) -> logits_BV` and can be
+  chained with `|`.
   """
 
   def advance(self, step_fns, state, rng) -> tuple[Any, jax.Array]: ...
@@ -339,13 +371,17 @@ class LM(Protocol):
   def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
     """(context, continuation) -> (sum of log-probabilities, whether greedy decoding gives it)."""
 
-  def loglikelihood_tokens(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+  def loglikelihood_tokens(
+    self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The same over ids: log-probability and argmax-correctness of every continuation token."""
 
   def rolling(self, ids: Sequence[int], stride: int | None = None) -> np.ndarray:
-    """Log-probability of each token of a document, each scored once, windows advancing by `stride`."""
+    """Log-probability of each token of a document, windows advancing by `stride`."""
 
-  def generate(self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = ()) -> list[str]: ...
+  def generate(
+    self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = ()
+  ) -> list[str]: ...
 
 
 class Score(NamedTuple):

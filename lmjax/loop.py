@@ -1,11 +1,13 @@
 """The loop: data -> step -> log -> evaluate -> save -> stop.
 
 Invariants.
-  1. The state after k updates has seen the batches 0 ... k-1; batch k is a pure function of (seed, k). A checkpoint holds the state and the fingerprint
-     of the data plan, nothing else is needed to go on exactly.
-  2. The metrics of a step are fetched after the next step was dispatched, so that the device never waits for logging.
+  1. The state after k updates has seen the batches 0 ... k-1; batch k is a pure function of (seed, k).
+     A checkpoint holds the state and the fingerprint of the data plan; nothing else is needed to go
+     on exactly.
+  2. The metrics of a step are fetched after the next step was dispatched, so that the device never
+     waits for logging.
   3. Evaluation and sampling read the state and never change it.
-  4. The last step is always evaluated, saved and reported, also when the run is stopped by SIGINT or SIGTERM (saved, not evaluated).
+  4. The last step is evaluated, saved and reported. A run stopped by SIGINT or SIGTERM is saved.
 """
 
 import math
@@ -52,20 +54,33 @@ class Stop:
 class Trainer:
   """One run from its first or restored state to its last step."""
 
-  def __init__(self, run: Run, feed: Any, tracker: Any, checkpoints: Checkpointer, *, sampler=None, started=None):
+  def __init__(
+    self,
+    run: Run,
+    feed: Any,
+    tracker: Any,
+    checkpoints: Checkpointer,
+    *,
+    sampler=None,
+    started=None,
+  ):
     self.run, self.feed, self.tracker, self.checkpoints = run, feed, tracker, checkpoints
     self.config, self.sampler = run.config, sampler
     self.started = time.monotonic() if started is None else started
     self.key = jax.random.fold_in(jax.random.key(self.config['seed']), 1)
     shardings = run.shardings()
-    self.step_fn = jax.jit(run.step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+    self.step_fn = jax.jit(
+      run.step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None)
+    )
     self.eval_fn = evaluate.make_eval_step(run)
     self.flops = flops_lib.per_token(run)
     self.waited, self.last_time, self.last_step = 0.0, None, None
     self.scores: dict[str, float] = {}
 
   def train(self, state, stop: Stop):
-    """Runs to `config.steps` or until stopped; returns the last state. Every save is complete on return."""
+    """Runs to `config.steps` or until stopped; returns the last state. Every save is complete on
+    return.
+    """
     c, start = self.config, int(state.step)
     pending = None
     batches = self.feed.train(start)
@@ -99,10 +114,15 @@ class Trainer:
   def _due(self, done: int) -> dict[str, bool]:
     c = self.config
     last = done == c['steps']
+
     def hit(every):
       return last or bool(every) and done % every == 0
-    return dict(eval=hit(c['eval']['every']) and self.feed.has_valid, sample=hit(c['sample']['every']),
-                save=hit(c['checkpoint_every']))
+
+    return dict(
+      eval=hit(c['eval']['every']) and self.feed.has_valid,
+      sample=hit(c['sample']['every']),
+      save=hit(c['checkpoint_every']),
+    )
 
   def _periodic(self, done: int, state, due):
     if not any(due.values()):
@@ -118,12 +138,21 @@ class Trainer:
       self.last_time += time.monotonic() - before
 
   def save(self, state, done: int):
-    scores = {'loss': self.scores['nll']} if self.scores.get('step') == done and 'nll' in self.scores else {}
+    scores = (
+      {'loss': self.scores['nll']}
+      if self.scores.get('step') == done and 'nll' in self.scores
+      else {}
+    )
     self.checkpoints.save(done, state, self.feed.cursor(done), scores)
 
   def evaluate(self, state, done: int) -> dict[str, float]:
-    scores = evaluate.held_out(self.eval_fn, state.params, state.vars, self.feed.valid(),
-                               bytes_per_token=self.feed.bytes_per_token)
+    scores = evaluate.held_out(
+      self.eval_fn,
+      state.params,
+      state.vars,
+      self.feed.valid(),
+      bytes_per_token=self.feed.bytes_per_token,
+    )
     if scores:
       line = {**scores, 'loss': scores.get('nll', scores['loss']), 'objective': scores['loss']}
       line['loss_stderr'] = line.pop('nll_stderr', None)
@@ -148,14 +177,21 @@ class Trainer:
       seconds = (now - self.last_time) / (done - self.last_step)
       rate = c['batch_tokens'] / seconds
       device = jax.devices()[0].device_kind
-      out |= dict(step_time=seconds, tokens_per_second=rate, data_wait=self.waited / (done - self.last_step),
-                  **flops_lib.mfu(rate, self.flops, jax.device_count(), device))
+      out |= dict(
+        step_time=seconds,
+        tokens_per_second=rate,
+        data_wait=self.waited / (done - self.last_step),
+        **flops_lib.mfu(rate, self.flops, jax.device_count(), device),
+      )
     else:
       self.bar.say(f'first loss {values["loss"]:.4f} after {now - self.started:.1f} s')
     self.waited, self.last_time, self.last_step = 0.0, now, done
     self.tracker.log('train', done, out)
     if not values['applied']:
-      self.bar.say(f'step {done}: loss {values["loss"]}, gradient norm {values["grad_norm"]}: not finite, no update was made')
+      self.bar.say(
+        f'step {done}: loss {values["loss"]}, gradient norm {values["grad_norm"]}: not finite, no '
+        'update was made'
+      )
     left = None if rate is None else (c['steps'] - done) * c['batch_tokens'] / rate
     text = f'loss {values["loss"]:.4f}' + ('' if rate is None else f'  {rate:,.0f} tokens/s')
     self.bar.update(done, text, left)
@@ -164,7 +200,10 @@ class Trainer:
     done = int(state.step)
     if stop.signal is not None:
       self.save(state, done)
-      self.bar.say(f'stopped by {signal.Signals(stop.signal).name} at step {done}; the same command goes on from there')
+      self.bar.say(
+        f'stopped by {signal.Signals(stop.signal).name} at step {done}; the same command goes on '
+        'from there'
+      )
     skipped = int(state.skipped)
     if skipped:
       self.bar.say(f'{skipped} steps were not finite and changed nothing')
@@ -176,6 +215,8 @@ def describe(scores: dict[str, float]) -> str:
   if 'nll' not in scores:
     return f'loss {scores["loss"]:.4f}'
   error = scores.get('nll_stderr', math.nan)
-  text = f'loss {scores["nll"]:.4f}' + ('' if math.isnan(error) else f' ± {error:.4f}') + ' nats/token'
+  text = (
+    f'loss {scores["nll"]:.4f}' + ('' if math.isnan(error) else f' ± {error:.4f}') + ' nats/token'
+  )
   text += f', perplexity {scores["perplexity"]:.3f}'
   return text + (f', {scores["bits_per_byte"]:.4f} bits/byte' if 'bits_per_byte' in scores else '')

@@ -27,22 +27,29 @@ class ManifestError(ValueError):
   """A manifest that is missing, unreadable or not ours; the message names the file."""
 
 
-def write(step_dir: Any, step: int, *, leaves: Mapping[str, Any], scores: Mapping[str, float],
-          empty: list[str] = (), version: str = '') -> dict[str, Any]:
+def write(
+  step_dir: Any,
+  step: int,
+  *,
+  leaves: Mapping[str, Any],
+  scores: Mapping[str, float],
+  empty: list[str] = (),
+  version: str = '',
+) -> dict[str, Any]:
   """Hashes every file of a finished save and writes the manifest, last and atomically."""
   step_dir = epath.Path(step_dir)
   names = sorted(n for n in walk(step_dir) if n not in (NAME, DOOMED))
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     entries = list(pool.map(lambda n: _digest(step_dir / n), names))
   body = {
-      'format': FORMAT,
-      'lmjax': version,
-      'step': step,
-      'time': time.time(),
-      'scores': dict(scores),
-      'leaves': dict(leaves),
-      'empty': list(empty),
-      'files': dict(zip(names, entries)),
+    'format': FORMAT,
+    'lmjax': version,
+    'step': step,
+    'time': time.time(),
+    'scores': dict(scores),
+    'leaves': dict(leaves),
+    'empty': list(empty),
+    'files': dict(zip(names, entries)),
   }
   put(step_dir, body)
   return body
@@ -58,7 +65,8 @@ def put(step_dir: Any, body: Mapping[str, Any]) -> None:
 
 
 def read(step_dir: Any) -> dict[str, Any]:
-  """The manifest of a step directory; raises ManifestError when there is none that can be trusted.
+  """The manifest of a step directory; raises ManifestError when there is none that can be
+  trusted.
   """
   path = epath.Path(step_dir) / NAME
   try:
@@ -72,7 +80,7 @@ def read(step_dir: Any) -> dict[str, Any]:
     raise ManifestError(f'{path} does not match its own checksum')
   if body.get('format') != FORMAT:
     raise ManifestError(
-        f'{path} has format {body.get("format")!r}; this version reads format {FORMAT}'
+      f'{path} has format {body.get("format")!r}; this version reads format {FORMAT}'
     )
   unsafe = [n for n in body['files'] if n.startswith('/') or '..' in n.split('/')]
   if unsafe:
@@ -98,7 +106,7 @@ def verify(step_dir: Any, *, checksums: bool = True) -> list[str]:
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     found = list(pool.map(lambda n: _digest(step_dir / n), sized))
   out += [
-      f'{step_dir / n} does not match its checksum' for n, f in zip(sized, found) if f != listed[n]
+    f'{step_dir / n} does not match its checksum' for n, f in zip(sized, found) if f != listed[n]
   ]
   extra = sorted(set(walk(step_dir)) - set(listed) - {NAME})
   if extra:

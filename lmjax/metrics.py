@@ -36,12 +36,12 @@ def row_sums(loss_B: Any, weight_B: Any) -> dict[str, Any]:
   """
   seen_B = weight_B > 0
   return {
-      'l': loss_B.sum(),
-      'w': weight_B.sum(),
-      'll': (loss_B * loss_B).sum(),
-      'lw': (loss_B * weight_B).sum(),
-      'ww': (weight_B * weight_B).sum(),
-      'n': seen_B.sum(),
+    'l': loss_B.sum(),
+    'w': weight_B.sum(),
+    'll': (loss_B * loss_B).sum(),
+    'lw': (loss_B * weight_B).sum(),
+    'ww': (weight_B * weight_B).sum(),
+    'n': seen_B.sum(),
   }
 
 
@@ -61,7 +61,7 @@ def ratio_stderr(sums: Mapping[str, Any]) -> float:
   if n < 2 or w <= 0:
     return math.nan
   m = l / w
-  residual = max(ll - 2 * m * lw + m * m * ww, 0.)  # rounding can make it slightly negative
+  residual = max(ll - 2 * m * lw + m * m * ww, 0.0)  # rounding can make it slightly negative
   return math.sqrt(residual * n / (n - 1)) / w
 
 
@@ -72,7 +72,7 @@ def stderr(total: Any, squares: Any, n: Any) -> float:
   total, squares, n = (float(np.asarray(x)) for x in (total, squares, n))
   if n < 2:
     return math.nan
-  return math.sqrt(max(squares - total * total / n, 0.) / (n - 1) / n)
+  return math.sqrt(max(squares - total * total / n, 0.0) / (n - 1) / n)
 
 
 def perplexity(nats: float) -> float:

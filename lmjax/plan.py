@@ -16,14 +16,18 @@ def nbytes(tree) -> int:
 
 
 def piece_bytes(run, tree_of) -> tuple[int, dict[str, int]]:
-  """Bytes on one device of `tree_of(state)` on the config's mesh, and the mesh's axes ({} for one device)."""
+  """Bytes on one device of `tree_of(state)` on the config's mesh, and the mesh's axes ({} for one
+  device).
+  """
   mesh = mesh_lib.abstract(run.config['mesh'])
   if mesh is None:
     return nbytes(tree_of(run.state_shapes)), {}
   build_lib.check_devices(run, mesh)
   placed = jax.tree.leaves(tree_of(run.placements(mesh)), is_leaf=build_lib.is_placement)
   shapes = jax.tree.leaves(tree_of(run.state_shapes))
-  return sum(math.prod(p.piece) * s.dtype.itemsize for p, s in zip(placed, shapes)), dict(mesh.shape)
+  return sum(math.prod(p.piece) * s.dtype.itemsize for p, s in zip(placed, shapes)), dict(
+    mesh.shape
+  )
 
 
 def size(n: float, unit: str = 'B') -> str:
@@ -34,16 +38,24 @@ def size(n: float, unit: str = 'B') -> str:
 
 
 def show(resolved: dict) -> int:
-  """Prints parameters by group, FLOPs, bytes and the batch. Raises ValueError naming what does not fit together."""
+  """Prints parameters by group, FLOPs, bytes and the batch. Raises ValueError naming what does not
+  fit together.
+  """
   run = build_lib.build(resolved)
   console = Console(soft_wrap=True, highlight=False)
   if not console.is_terminal:
     console = Console(soft_wrap=True, highlight=False, width=200)
   shapes = Table('parameter', 'shape', 'axes', 'count', box=None)
-  facts = jax.tree_util.tree_leaves_with_path(run.facts['params'], is_leaf=lambda x: hasattr(x, 'names'))
+  facts = jax.tree_util.tree_leaves_with_path(
+    run.facts['params'], is_leaf=lambda x: hasattr(x, 'names')
+  )
   for (path, fact), s in zip(facts, jax.tree.leaves(run.shapes['params'])):
-    shapes.add_row('/'.join(k.key for k in path), str(s.shape), ', '.join(str(n or '-') for n in fact.names),
-                   f'{math.prod(s.shape):,}')
+    shapes.add_row(
+      '/'.join(k.key for k in path),
+      str(s.shape),
+      ', '.join(str(n or '-') for n in fact.names),
+      f'{math.prod(s.shape):,}',
+    )
   console.print(shapes)
   groups = Table('group', 'parameters', box=None)
   for name, n in build_lib.counts(run).items():
@@ -53,22 +65,29 @@ def show(resolved: dict) -> int:
   f, tokens = flops_lib.per_token(run), resolved['batch_tokens']
   params, axes = piece_bytes(run, lambda s: s.params)
   sharing = math.prod(axes.get(a, 1) for a in ('replica', 'data'))
-  where = ' x '.join(f'{a} {n}' for a, n in axes.items()) or 'not sharded (config.mesh gives no sizes above 1)'
+  where = (
+    ' x '.join(f'{a} {n}' for a, n in axes.items())
+    or 'not sharded (config.mesh gives no sizes above 1)'
+  )
   rows = run.rows // resolved['micro_batches']
   hidden = rows * run.length * run.model.width * jax.numpy.dtype(run.model.dtype).itemsize
   lines = {
-      'batch': f'{run.rows} rows x {run.length} tokens = {tokens:,} tokens, in {resolved["micro_batches"]} micro-batches',
-      'run': f'{resolved["steps"]:,} steps, {resolved["steps"] * tokens:,} tokens',
-      'FLOPs per token (forward + backward)': f'{size(f.step_full, "FLOP")} with all pairs of positions, '
-                                              f'{size(f.step_causal, "FLOP")} with the allowed ones',
-      'FLOPs of the run': f'{size(f.step_full * tokens * resolved["steps"], "FLOP")} / '
-                          f'{size(f.step_causal * tokens * resolved["steps"], "FLOP")}',
-      f'memory of one device, {where}': '',
-      '  parameters': size(params),
-      '  optimizer state': size(piece_bytes(run, lambda s: s.opt)[0]),
-      '  gradients': size(params),
-      '  residual stream of one micro-batch, all layers': size(hidden * run.model.depth / sharing),
-      '  logits of one micro-batch (float32)': size(4 * rows * run.length * run.model.vocab / sharing),
+    'batch': f'{run.rows} rows x {run.length} tokens = {tokens:,} tokens, in '
+    f'{resolved["micro_batches"]} micro-batches',
+    'run': f'{resolved["steps"]:,} steps, {resolved["steps"] * tokens:,} tokens',
+    'FLOPs per token (forward + backward)': f'{size(f.step_full, "FLOP")} with all pairs of '
+    'positions, '
+    f'{size(f.step_causal, "FLOP")} with the allowed ones',
+    'FLOPs of the run': f'{size(f.step_full * tokens * resolved["steps"], "FLOP")} / '
+    f'{size(f.step_causal * tokens * resolved["steps"], "FLOP")}',
+    f'memory of one device, {where}': '',
+    '  parameters': size(params),
+    '  optimizer state': size(piece_bytes(run, lambda s: s.opt)[0]),
+    '  gradients': size(params),
+    '  residual stream of one micro-batch, all layers': size(hidden * run.model.depth / sharing),
+    '  logits of one micro-batch (float32)': size(
+      4 * rows * run.length * run.model.vocab / sharing
+    ),
   }
   for key, value in lines.items():
     console.print(f'{key}: {value}'.rstrip(), markup=False)

@@ -21,8 +21,15 @@ class Bar:
     self._bar = None
     if CONSOLE.is_terminal:
       self._bar = Progress(
-          TextColumn('{task.completed}/{task.total}'), BarColumn(bar_width=30), TextColumn('{task.description}'),
-          TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), console=CONSOLE, refresh_per_second=4)
+        TextColumn('{task.completed}/{task.total}'),
+        BarColumn(bar_width=30),
+        TextColumn('{task.description}'),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+        console=CONSOLE,
+        refresh_per_second=4,
+      )
       self._task = self._bar.add_task('compiling', total=total, completed=start)
 
   def __enter__(self):
@@ -40,7 +47,10 @@ class Bar:
       self._bar.update(self._task, completed=step, description=text)
     elif time.monotonic() - self._last >= self._every or step == self._total:
       self._last = time.monotonic()
-      say(f'step {step}/{self._total}  {text}' + ('' if left is None else f'  {left / 60:.1f} min left'))
+      say(
+        f'step {step}/{self._total}  {text}'
+        + ('' if left is None else f'  {left / 60:.1f} min left')
+      )
       sys.stderr.flush()
 
   def say(self, text: str):

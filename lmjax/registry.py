@@ -3,7 +3,7 @@
   @register('norm')                       # in lmjax/models/norms/rms_norm.py
   class RmsNorm(nn.Module): ...
 
-  part = make('norm', 'rms_norm(eps=1e-5)')   # a handle; refused here if the name or an argument is wrong
+  part = make('norm', 'rms_norm(eps=1e-5)')   # a handle; a wrong name or argument is refused here
   module = part(name='norm_mixer')            # build it
 
 Only the files that a config names are imported. `kinds.KINDS` lists the kinds and their folders.
@@ -28,7 +28,9 @@ _PARTS: dict[tuple[str, str], 'Entry'] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A registered part: its object and the facts it declares (a fact may be a function of its arguments)."""
+  """A registered part: its object and the facts it declares (a fact may be a function of its
+  arguments).
+  """
 
   kind: str
   name: str
@@ -40,8 +42,8 @@ class Entry:
 class Part:
   """A part with its arguments, checked but not built; calling it builds.
 
-  Hashable, hence static under jit. The context counts for equality (two layers may differ in their mixer alone), not for the
-  hash (it may hold what has none).
+  Hashable, hence static under jit. The context counts for equality (two layers may differ in their
+  mixer alone), not for the hash (it may hold what has none).
   """
 
   kind: str
@@ -90,7 +92,8 @@ class Chain:
 def register(kind: str, **facts) -> Callable:
   """Decorator: the object becomes the part of this kind named like its file.
 
-  Facts are what others may ask of the part without building it; `kinds.KINDS[kind].facts` lists the ones that a kind knows.
+  Facts are what others may ask of the part without building it; `kinds.KINDS[kind].facts` lists the
+  ones that a kind knows.
   """
   known = kinds.KINDS[kind].facts
   unknown = sorted(set(facts) - set(known))
@@ -103,7 +106,9 @@ def register(kind: str, **facts) -> Callable:
     name = module.rsplit('.', 1)[-1] if inside else f'{module}:{obj.__name__}'
     old = _PARTS.get((kind, name))
     if old is not None and old.obj.__qualname__ != obj.__qualname__:
-      raise ValueError(f'{kind} {name!r} is registered twice: {old.obj.__qualname__} and {obj.__qualname__}')
+      raise ValueError(
+        f'{kind} {name!r} is registered twice: {old.obj.__qualname__} and {obj.__qualname__}'
+      )
     _PARTS[kind, name] = Entry(kind, name, obj, {**known, **facts})
     return obj
 
@@ -147,7 +152,9 @@ def _outside(kind: str, name: str) -> Entry:
     raise SpecError(f'{kind} {name!r}: cannot import {module_name}: {e}') from None
   if not hasattr(module, attribute):
     have = [n for n in vars(module) if not n.startswith('_')]
-    raise SpecError(f'{kind} {name!r}: {module_name} has no {attribute!r}{nearest(attribute, have)}')
+    raise SpecError(
+      f'{kind} {name!r}: {module_name} has no {attribute!r}{nearest(attribute, have)}'
+    )
   found = _PARTS.get((kind, name))
   return found or Entry(kind, name, getattr(module, attribute), kinds.KINDS[kind].facts)
 
@@ -160,8 +167,11 @@ def signature(entry: Entry) -> dict[str, inspect.Parameter]:
   """What a config may set: the part's parameters less the framework's own and the context."""
   skip = {'parent', 'name', 'self'} | set(kinds.KINDS[entry.kind].context)
   params = inspect.signature(entry.obj).parameters
-  return {k: p for k, p in params.items()
-          if k not in skip and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+  return {
+    k: p
+    for k, p in params.items()
+    if k not in skip and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+  }
 
 
 def make(kind: str, spec: 'str | specs.Call', **context) -> Part:
@@ -175,10 +185,14 @@ def make(kind: str, spec: 'str | specs.Call', **context) -> Part:
   given = dict(call.args)
   for key in given:
     if key in kinds.KINDS[kind].context:
-      raise SpecError(f'{kind} {call.name}: {key!r} is set by the config around it, not as an argument')
+      raise SpecError(
+        f'{kind} {call.name}: {key!r} is set by the config around it, not as an argument'
+      )
     if key not in params:
-      raise SpecError(f'{kind} {call.name} has no argument {key!r}{nearest(key, params)} '
-                      f'It takes: {", ".join(params) or "none"}')
+      raise SpecError(
+        f'{kind} {call.name} has no argument {key!r}{nearest(key, params)} '
+        f'It takes: {", ".join(params) or "none"}'
+      )
   args = []
   for key, param in params.items():
     if key in given:
@@ -191,10 +205,14 @@ def make(kind: str, spec: 'str | specs.Call', **context) -> Part:
   asked = inspect.signature(entry.obj).parameters
   unknown = sorted(set(context) - set(kinds.KINDS[kind].context))
   assert not unknown, f'{kind} has no context {unknown}'
-  missing = [k for k in kinds.KINDS[kind].context
-             if k in asked and k not in context and asked[k].default is inspect.Parameter.empty]
-  part = Part(kind, call.name, entry.obj, tuple(args),
-              tuple((k, v) for k, v in context.items() if k in asked))
+  missing = [
+    k
+    for k in kinds.KINDS[kind].context
+    if k in asked and k not in context and asked[k].default is inspect.Parameter.empty
+  ]
+  part = Part(
+    kind, call.name, entry.obj, tuple(args), tuple((k, v) for k, v in context.items() if k in asked)
+  )
   if missing and context:
     raise AssertionError(f'{kind} {call.name} asks for {missing}, which was not provided')
   check = getattr(entry.obj, 'check', None)
@@ -212,7 +230,9 @@ def make_chain(kind: str, spec: str, **context) -> Chain:
 
 
 def _typed(where: str, value: Any, annotation: Any, context: Mapping[str, Any]) -> Any:
-  """Checks an argument against its annotation; integral floats pass for integers, integers for floats."""
+  """Checks an argument against its annotation; integral floats pass for integers, integers for
+  floats.
+  """
   if annotation is inspect.Parameter.empty:
     return value
   kind = None
@@ -233,8 +253,11 @@ def _typed(where: str, value: Any, annotation: Any, context: Mapping[str, Any]) 
     raise SpecError(f'{where}={value!r}: a {kind} is expected, such as {names(kind)[0]}()')
   if isinstance(value, specs.Call) and not value.args:
     raise SpecError(f'{where}={value.name}: write text in quotes, {where}="{value.name}"')
-  accepted = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or (
-      typing.get_origin(annotation) is typing.Union) else (annotation,)
+  accepted = (
+    typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType) or (typing.get_origin(annotation) is typing.Union)
+    else (annotation,)
+  )
   for t in accepted:
     ok, out = _match(value, t)
     if ok:
@@ -265,7 +288,8 @@ def _match(value: Any, wanted: Any) -> tuple[bool, Any]:
     return isinstance(value, int) and not isinstance(value, bool), value
   if wanted is float:
     return isinstance(value, (int, float)) and not isinstance(value, bool), (
-        float(value) if isinstance(value, (int, float)) else value)
+      float(value) if isinstance(value, (int, float)) else value
+    )
   if wanted is Any:
     return True, value
   return isinstance(wanted, type) and isinstance(value, wanted), value

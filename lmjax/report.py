@@ -25,7 +25,7 @@ _SHOWN_ROWS = 500
 
 
 def write_report(
-    workdir: Any, *, others: Sequence[Any] = (), out: Any = None, state: str | None = None
+  workdir: Any, *, others: Sequence[Any] = (), out: Any = None, state: str | None = None
 ) -> pathlib.Path:
   """Writes the page and returns its path.
 
@@ -52,13 +52,13 @@ def write_report(
 def page(runs: Sequence[Run]) -> str:
   """The HTML of one run or of a comparison."""
   asset = {
-      n: (importlib.resources.files('lmjax') / 'assets' / 'report' / n).read_text('utf-8')
-      for n in _ASSETS
+    n: (importlib.resources.files('lmjax') / 'assets' / 'report' / n).read_text('utf-8')
+    for n in _ASSETS
   }
   data = {'runs': [{'name': r.name, 'train': r.train, 'evals': r.evals} for r in runs]}
   title = runs[0].name if len(runs) == 1 else f'{len(runs)} runs compared'
   body = _single(runs[0]) if len(runs) == 1 else _comparison(runs)
-  return f'''<!DOCTYPE html>
+  return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -77,7 +77,7 @@ def page(runs: Sequence[Run]) -> str:
 <script>{asset['report.js']}</script>
 </body>
 </html>
-'''
+"""
 
 
 def embed(data: Any) -> str:
@@ -92,22 +92,24 @@ def embed(data: Any) -> str:
 def _header(title: str, runs: Sequence[Run]) -> str:
   state = _text(runs[0].facts['state'])
   badge = f'<span class="badge {state.replace(" ", "-")}">{state}</span>'
-  return (f'<header><h1>{_text(title)}</h1>{badge if len(runs) == 1 else ""}'
-          '<button id="theme" type="button" hidden>Change theme</button></header>')
+  return (
+    f'<header><h1>{_text(title)}</h1>{badge if len(runs) == 1 else ""}'
+    '<button id="theme" type="button" hidden>Change theme</button></header>'
+  )
 
 
 def _single(run: Run) -> str:
   facts = run.facts
   done = (
-      f'{facts["steps"]:,} of {facts["planned"]:,} steps'
-      if facts['planned']
-      else f'{facts["steps"]:,} steps'
+    f'{facts["steps"]:,} of {facts["planned"]:,} steps'
+    if facts['planned']
+    else f'{facts["steps"]:,} steps'
   )
   parts = [
-      done,
-      _quantity(facts['tokens'], 'tokens'),
-      _duration(facts['seconds']),
-      run.versions.get('device'),
+    done,
+    _quantity(facts['tokens'], 'tokens'),
+    _duration(facts['seconds']),
+    run.versions.get('device'),
   ]
   line = ' &middot; '.join(_text(p) for p in parts if p)
   summary = f'<p class="summary">{line}</p>{_warning(run)}{_tiles(run)}'
@@ -116,32 +118,31 @@ def _single(run: Run) -> str:
 
 def _comparison(runs: Sequence[Run]) -> str:
   rows = []
-  for i, r in enumerate(runs):
+  for r in runs:
     rows.append(
-        {
-            'run': r.name,
-            'state': r.facts['state'],
-            'steps': r.facts['steps'],
-            'tokens': r.facts['tokens'],
-        }
-        | {k: v for k, v in _numbers(r)}
+      {
+        'run': r.name,
+        'state': r.facts['state'],
+        'steps': r.facts['steps'],
+        'tokens': r.facts['tokens'],
+      }
+      | {k: v for k, v in _numbers(r)}
     )
   keyed = {f'run {i}': rundir.flatten(r.config) for i, r in enumerate(runs)}
   keys = sorted({k for flat in keyed.values() for k in flat})
   differ = [k for k in keys if len({json.dumps(f.get(k)) for f in keyed.values()}) > 1]
   table = [
-      {'key': k} | {r.name: keyed[f'run {i}'].get(k, '') for i, r in enumerate(runs)}
-      for k in differ
+    {'key': k} | {r.name: keyed[f'run {i}'].get(k, '') for i, r in enumerate(runs)} for k in differ
   ]
   sections = ''.join(
-      f'<details class="run"><summary>{_text(r.name)}</summary>{_warning(r)}{_details(r)}</details>'
-      for r in runs
+    f'<details class="run"><summary>{_text(r.name)}</summary>{_warning(r)}{_details(r)}</details>'
+    for r in runs
   )
   return (
-      f'<section><h2>Results</h2>{_table(rows)}</section>'
-      '<section><h2>What differs in the configs</h2>'
-      f'{_table(table, words=False) if table else "<p>Nothing.</p>"}</section>'
-      f'{_charts(max(r.facts["points"] for r in runs))}{sections}'
+    f'<section><h2>Results</h2>{_table(rows)}</section>'
+    '<section><h2>What differs in the configs</h2>'
+    f'{_table(table, words=False) if table else "<p>Nothing.</p>"}</section>'
+    f'{_charts(max(r.facts["points"] for r in runs))}{sections}'
   )
 
 
@@ -175,7 +176,7 @@ def _tiles(run: Run) -> str:
     value, _, error = value.partition(' ')
     note = f'{error} at step {notes[label]["step"]:,}' if notes.get(label) else error
     out.append(
-        f'<div><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>'
+      f'<div><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>'
     )
   return f'<dl class="tiles">{"".join(out)}</dl>' if out else ''
 
@@ -184,9 +185,9 @@ def _warning(run: Run) -> str:
   odd = run.facts['nonfinite']
   text = f'{odd:,} logged steps hold' if odd > 1 else '1 logged step holds'
   return (
-      f'<p class="warning" role="note">{text} NaN or infinite values, which are not drawn.</p>'
-      if odd
-      else ''
+    f'<p class="warning" role="note">{text} NaN or infinite values, which are not drawn.</p>'
+    if odd
+    else ''
   )
 
 
@@ -194,15 +195,15 @@ def _charts(points: int) -> str:
   if not points:
     return '<p class="summary">No training step has been logged yet.</p>'
   axes = ''.join(
-      f'<label><input type="radio" name="axis" value="{v}"'
-      f'{" checked" if v == "step" else ""}>{n}</label>'
-      for v, n in (('step', 'steps'), ('tokens', 'tokens'), ('seconds', 'time'))
+    f'<label><input type="radio" name="axis" value="{v}"'
+    f'{" checked" if v == "step" else ""}>{n}</label>'
+    for v, n in (('step', 'steps'), ('tokens', 'tokens'), ('seconds', 'time'))
   )
   note = (
-      f'<p class="note">{points:,} steps were logged; '
-      'of each stretch the lowest and highest loss are drawn.</p>'
-      if points > report_data.MAX_POINTS
-      else ''
+    f'<p class="note">{points:,} steps were logged; '
+    'of each stretch the lowest and highest loss are drawn.</p>'
+    if points > report_data.MAX_POINTS
+    else ''
   )
   return f"""<section aria-label="Curves">
 <form class="controls" aria-label="How to draw the curves">
@@ -220,18 +221,20 @@ def _details(run: Run) -> str:
   kinds = dict.fromkeys(x['kind'] for x in run.lines if x['kind'] not in ('train', 'sample'))
   tables = ''.join(_eval_table(run, k) for k in kinds)
   config = ''.join(
-      f'<tr><th scope="row">{_text(k)}</th>'
-      f'<td>{_text(v if isinstance(v, str) else json.dumps(v))}</td></tr>'
-      for k, v in rundir.flatten(run.config).items()
+    f'<tr><th scope="row">{_text(k)}</th>'
+    f'<td>{_text(v if isinstance(v, str) else json.dumps(v))}</td></tr>'
+    for k, v in rundir.flatten(run.config).items()
   )
   versions = ''.join(
-      f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>'
-      for k, v in run.versions.items()
+    f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>' for k, v in run.versions.items()
   )
-  return (_samples(run) + tables
-          + (_fold('Config', f'<table class="pairs">{config}</table>') if config else '')
-          + (_fold('Versions', f'<table class="pairs">{versions}</table>') if versions else '')
-          + (_fold('Commands', f'<pre>{_text(run.commands)}</pre>') if run.commands else ''))
+  return (
+    _samples(run)
+    + tables
+    + (_fold('Config', f'<table class="pairs">{config}</table>') if config else '')
+    + (_fold('Versions', f'<table class="pairs">{versions}</table>') if versions else '')
+    + (_fold('Commands', f'<pre>{_text(run.commands)}</pre>') if run.commands else '')
+  )
 
 
 def _samples(run: Run) -> str:
@@ -242,12 +245,14 @@ def _samples(run: Run) -> str:
   for i, x in enumerate(lines[:_SHOWN_SAMPLES]):
     prompt, text = str(x.get('prompt') or ''), str(x.get('text') or '')
     text = text.removeprefix(prompt)
-    out.append(f'<details{" open" if not i else ""}><summary>Step {x["step"]:,}</summary>'
-               f'<pre class="sample"><b>{_text(prompt)}</b>{_text(text)}</pre></details>')
+    out.append(
+      f'<details{" open" if not i else ""}><summary>Step {x["step"]:,}</summary>'
+      f'<pre class="sample"><b>{_text(prompt)}</b>{_text(text)}</pre></details>'
+    )
   more = (
-      f'<p class="note">The newest {_SHOWN_SAMPLES} of {len(lines)}.</p>'
-      if len(lines) > _SHOWN_SAMPLES
-      else ''
+    f'<p class="note">The newest {_SHOWN_SAMPLES} of {len(lines)}.</p>'
+    if len(lines) > _SHOWN_SAMPLES
+    else ''
   )
   return f'<section><h2>Samples</h2>{more}{"".join(out)}</section>'
 
@@ -257,9 +262,9 @@ def _eval_table(run: Run, kind: str) -> str:
   rows = [{k: v for k, v in x.items() if k not in ('kind', 'time')} for x in rows]
   title = 'Evaluations' if kind == 'eval' else kind.capitalize()
   more = (
-      f'<p class="note">The newest {_SHOWN_ROWS} of {len(rows)}.</p>'
-      if len(rows) > _SHOWN_ROWS
-      else ''
+    f'<p class="note">The newest {_SHOWN_ROWS} of {len(rows)}.</p>'
+    if len(rows) > _SHOWN_ROWS
+    else ''
   )
   return f'<section><h2>{_text(title)}</h2>{more}{_table(rows[:_SHOWN_ROWS])}</section>'
 
@@ -268,13 +273,12 @@ def _table(rows: Sequence[Mapping[str, Any]], *, words: bool = True) -> str:
   keys = list(dict.fromkeys(k for r in rows for k in r))
   head = ''.join(f'<th scope="col">{_text(k.replace("_", " ") if words else k)}</th>' for k in keys)
   body = ''.join(
-      '<tr>' + ''.join(f'<td>{_text(_cell(r.get(k, "")))}</td>' for k in keys) + '</tr>'
-      for r in rows
+    '<tr>' + ''.join(f'<td>{_text(_cell(r.get(k, "")))}</td>' for k in keys) + '</tr>' for r in rows
   )
   return (
-      '<div class="scroll" tabindex="0" role="region" aria-label="table">'
-      f'<table><thead><tr>{head}</tr></thead>'
-      f'<tbody>{body}</tbody></table></div>'
+    '<div class="scroll" tabindex="0" role="region" aria-label="table">'
+    f'<table><thead><tr>{head}</tr></thead>'
+    f'<tbody>{body}</tbody></table></div>'
   )
 
 
@@ -324,13 +328,13 @@ def _distinct_names(runs: Sequence[Run]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
-      prog='python -m lmjax.report', description='Writes report.html for one or more runs.'
+    prog='python -m lmjax.report', description='Writes report.html for one or more runs.'
   )
   parser.add_argument(
-      'workdir', nargs='+', help='run directories; several are compared on one page'
+    'workdir', nargs='+', help='run directories; several are compared on one page'
   )
   parser.add_argument(
-      '--out', help='the file to write; report.html in the first workdir by default'
+    '--out', help='the file to write; report.html in the first workdir by default'
   )
   args = parser.parse_args(argv)
   try:

@@ -17,7 +17,7 @@ from lmjax import tracking
 
 MAX_POINTS = 2000
 _QUIET_SECONDS = (
-    600  # a run that logged nothing for this long, short of its last step, counts as stopped
+  600  # a run that logged nothing for this long, short of its last step, counts as stopped
 )
 _AXES = ('step', 'tokens', 'seconds')
 _NOT_CURVES = ('kind', 'step', 'time', 'tokens', 'seconds')
@@ -55,11 +55,16 @@ def load(workdir: Any, state: str | None = None) -> Run:
   versions = _json(path / 'versions.json', [{}])
   commands = path / 'command.txt'
   return Run(
-      name=path.name, path=path, lines=lines, train=_columns(_thin(train), clock),
-      evals=_evals(lines, clock), config=config if isinstance(config, dict) else {},
-      versions=versions[-1] if isinstance(versions, list) and versions else {},
-      commands=commands.read_text(errors='replace') if commands.exists() else '',
-      facts=_facts(lines, train, clock, config, state))
+    name=path.name,
+    path=path,
+    lines=lines,
+    train=_columns(_thin(train), clock),
+    evals=_evals(lines, clock),
+    config=config if isinstance(config, dict) else {},
+    versions=versions[-1] if isinstance(versions, list) and versions else {},
+    commands=commands.read_text(errors='replace') if commands.exists() else '',
+    facts=_facts(lines, train, clock, config, state),
+  )
 
 
 def _json(path: pathlib.Path, default: Any) -> Any:
@@ -78,13 +83,15 @@ def _clock(train: Sequence[Mapping]) -> dict[str, np.ndarray]:
   """
   rows = sorted((x for x in train if is_number(x.get('time'))), key=lambda x: x['step'])
   gaps = np.diff([x['time'] for x in rows]) if len(rows) > 1 else np.zeros(0)
-  usual = float(np.median(gaps)) if gaps.size else 0.
+  usual = float(np.median(gaps)) if gaps.size else 0.0
   gaps = np.where((gaps > 20 * usual + 60) | (gaps < 0), usual, gaps)
   tokens = [(x['step'], x['tokens']) for x in rows if is_number(x.get('tokens'))]
-  return {'step': np.array([x['step'] for x in rows], float),
-          'seconds': np.concatenate([np.zeros(min(1, len(rows))), np.cumsum(gaps)]),
-          'token_step': np.array([s for s, _ in tokens], float),
-          'tokens': np.array([t for _, t in tokens], float)}
+  return {
+    'step': np.array([x['step'] for x in rows], float),
+    'seconds': np.concatenate([np.zeros(min(1, len(rows))), np.cumsum(gaps)]),
+    'token_step': np.array([s for s, _ in tokens], float),
+    'tokens': np.array([t for _, t in tokens], float),
+  }
 
 
 def _thin(rows: list[dict]) -> list[dict]:
@@ -104,12 +111,12 @@ def _thin(rows: list[dict]) -> list[dict]:
 def _columns(rows: Sequence[Mapping], clock: Mapping[str, np.ndarray]) -> dict[str, list]:
   steps = np.array([x['step'] for x in rows], float)
   out = {
-      'step': [int(s) for s in steps],
-      'tokens': _interpolate(steps, clock['token_step'], clock['tokens']),
-      'seconds': _interpolate(steps, clock['step'], clock['seconds']),
+    'step': [int(s) for s in steps],
+    'tokens': _interpolate(steps, clock['token_step'], clock['tokens']),
+    'seconds': _interpolate(steps, clock['step'], clock['seconds']),
   }
   names = dict.fromkeys(
-      k for x in rows for k, v in x.items() if k not in _NOT_CURVES and _is_scalar(v)
+    k for x in rows for k, v in x.items() if k not in _NOT_CURVES and _is_scalar(v)
   )
   for name in names:
     column = [_rounded(x.get(name)) for x in rows]
@@ -147,8 +154,9 @@ def _rounded(value: Any) -> float | int | None:
 # ------------------------------------------------------------------ headline
 
 
-def _facts(lines: Sequence[Mapping], train: Sequence[Mapping], clock: Mapping, config: Any,
-           state: str | None) -> dict[str, Any]:
+def _facts(
+  lines: Sequence[Mapping], train: Sequence[Mapping], clock: Mapping, config: Any, state: str | None
+) -> dict[str, Any]:
   steps = max((x['step'] for x in train), default=0)
   planned = config.get('steps') if isinstance(config, dict) else None
   planned = int(planned) if is_number(planned) else None
@@ -157,21 +165,25 @@ def _facts(lines: Sequence[Mapping], train: Sequence[Mapping], clock: Mapping, c
   evals = [x for x in evals if x.get('name') == name]
   odd = sum(1 for x in train if any(_is_scalar(v) and not math.isfinite(v) for v in x.values()))
   waits = [
-      x['data_wait'] / x['step_time']
-      for x in train
-      if is_number(x.get('data_wait')) and is_number(x.get('step_time')) and x['step_time'] > 0
+    x['data_wait'] / x['step_time']
+    for x in train
+    if is_number(x.get('data_wait')) and is_number(x.get('step_time')) and x['step_time'] > 0
   ]
   speeds = [x['tokens_per_second'] for x in train if is_number(x.get('tokens_per_second'))]
   return {
-      'state': state or _state(lines, steps, planned), 'steps': steps, 'planned': planned,
-      'tokens': float(clock['tokens'][-1]) if clock['tokens'].size else None,
-      'seconds': float(clock['seconds'][-1]) if clock['seconds'].size else None,
-      'points': len(train), 'nonfinite': odd,
-      'best': min(evals, key=lambda x: (x['loss'], -x['step']), default=None),
-      'last': max(evals, key=lambda x: x['step'], default=None),
-      'train_loss': next((x['loss'] for x in reversed(train) if is_number(x.get('loss'))), None),
-      'tokens_per_second': float(np.median(speeds)) if speeds else None,
-      'data_wait': float(np.median(waits)) if waits else None}
+    'state': state or _state(lines, steps, planned),
+    'steps': steps,
+    'planned': planned,
+    'tokens': float(clock['tokens'][-1]) if clock['tokens'].size else None,
+    'seconds': float(clock['seconds'][-1]) if clock['seconds'].size else None,
+    'points': len(train),
+    'nonfinite': odd,
+    'best': min(evals, key=lambda x: (x['loss'], -x['step']), default=None),
+    'last': max(evals, key=lambda x: x['step'], default=None),
+    'train_loss': next((x['loss'] for x in reversed(train) if is_number(x.get('loss'))), None),
+    'tokens_per_second': float(np.median(speeds)) if speeds else None,
+    'data_wait': float(np.median(waits)) if waits else None,
+  }
 
 
 def _state(lines: Sequence[Mapping], steps: int, planned: int | None) -> str:

@@ -29,28 +29,53 @@ def compilation_cache():
 
 
 def checkpointer(config: dict[str, Any], workdir) -> Checkpointer:
-  return Checkpointer(pathlib.Path(workdir) / 'checkpoints', keep_last=config['keep_last'],
-                      keep_every=config['keep_every'], keep_best=config['keep_best'])
+  return Checkpointer(
+    pathlib.Path(workdir) / 'checkpoints',
+    keep_last=config['keep_last'],
+    keep_every=config['keep_every'],
+    keep_best=config['keep_best'],
+  )
 
 
-def train(resolved: dict[str, Any], workdir: str, *, allow_config_change: bool = False, started: float | None = None) -> int:
-  """Trains, or resumes the run in `workdir`. Returns the exit status. Raises ValueError on what the user gave."""
+def train(
+  resolved: dict[str, Any],
+  workdir: str,
+  *,
+  allow_config_change: bool = False,
+  started: float | None = None,
+) -> int:
+  """Trains, or resumes the run in `workdir`. Returns the exit status. Raises ValueError on what the
+  user gave.
+  """
   started = time.monotonic() if started is None else started
   compilation_cache()
   run = build_lib.build(resolved)
   mesh = build_lib.mesh(resolved)
   build_lib.check_devices(run, mesh)
+
   def open_dir(write: bool):
-    return rundir.open_rundir(workdir, resolved, config_lib.fingerprint(resolved), force=allow_config_change,
-                              ignore=config_lib.OUTSIDE_FINGERPRINT, write=write)
+    return rundir.open_rundir(
+      workdir,
+      resolved,
+      config_lib.fingerprint(resolved),
+      force=allow_config_change,
+      ignore=config_lib.OUTSIDE_FINGERPRINT,
+      write=write,
+    )
+
   with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
     open_dir(write=False)  # a directory of another run is refused before its data is read,
     try:
       pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as e:
-      raise ValueError(f'workdir {workdir!r} cannot be written: {e.strerror}; give a directory that you may write to') from None
+      raise ValueError(
+        f'workdir {workdir!r} cannot be written: {e.strerror}; give a directory that you may write '
+        'to'
+      ) from None
     feed = feed_lib.Feed(run, pathlib.Path(workdir), mesh)
-    path = open_dir(write=jax.process_index() == 0)  # and data that cannot be read claims no directory
+    path = open_dir(
+      write=jax.process_index() == 0
+    )  # and data that cannot be read claims no directory
     try:
       return _train(run, path, feed, started)
     finally:
@@ -62,8 +87,11 @@ def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int
   checkpoints = checkpointer(c, path.path)
   state, start = first_state(run, checkpoints, feed)
   n = build_lib.counts(run)['total']
-  progress.say(f'{n:,} parameters, {c["steps"]:,} steps of {c["batch_tokens"]:,} tokens on {jax.device_count()} '
-               f'{jax.devices()[0].device_kind} device(s); {feed.describe()}; run directory {path.path}')
+  progress.say(
+    f'{n:,} parameters, {c["steps"]:,} steps of {c["batch_tokens"]:,} tokens on '
+    f'{jax.device_count()} '
+    f'{jax.devices()[0].device_kind} device(s); {feed.describe()}; run directory {path.path}'
+  )
   if start:
     progress.say(f'resumed at step {start}')
   if start >= c['steps']:
@@ -71,8 +99,13 @@ def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int
     checkpoints.close()
     return 0
   try:
-    with Tracker(path.path, resume_step=start if path.resumed else None, tensorboard=c['tensorboard']) as tracker, (
-        loop.Stop()) as stop, checkpoints:
+    with (
+      Tracker(
+        path.path, resume_step=start if path.resumed else None, tensorboard=c['tensorboard']
+      ) as tracker,
+      loop.Stop() as stop,
+      checkpoints,
+    ):
       trainer = loop.Trainer(run, feed, tracker, checkpoints, sampler=sampler(run), started=started)
       state = trainer.train(state, stop)
       if stop.signal is None and c['eval']['tasks']:
@@ -90,11 +123,14 @@ def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int
 
 def _report(path: pathlib.Path):
   from lmjax import report
+
   report.write_report(path)
 
 
 def first_state(run: build_lib.Run, checkpoints: Checkpointer, feed) -> tuple[Any, int]:
-  """(state, step): the newest complete checkpoint, else a new state, its parameters taken from `init_from` where set."""
+  """(state, step): the newest complete checkpoint, else a new state, its parameters taken from
+  `init_from` where set.
+  """
   latest = checkpoints.latest()
   if latest is not None:
     state, cursor = checkpoints.restore(latest, abstract_state(run))
@@ -110,15 +146,20 @@ def abstract_state(run: build_lib.Run):
   shardings = run.shardings()
   if shardings is None:
     return run.state_shapes
-  return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), run.state_shapes, shardings)
+  return jax.tree.map(
+    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), run.state_shapes, shardings
+  )
 
 
 def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
-  """{'params', 'vars'} of another run's best-known checkpoint, placed like this run's. Shapes must agree."""
+  """{'params', 'vars'} of another run's best-known checkpoint, placed like this run's. Shapes must
+  agree.
+  """
   source_checkpoints, step = find_checkpoint(source)
   full = abstract_state(run)
   like = dict(params=full.params, vars=full.vars)
   restored = source_checkpoints.restore_params(step, only=('params', 'vars'))
+
   def place(path, want):
     value = restored
     name = '/'.join(k.key for k in path)
@@ -127,8 +168,12 @@ def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
         raise ValueError(f'config.init_from={source}: it has no parameter {name}')
       value = value[k.key]
     if value.shape != want.shape:
-      raise ValueError(f'config.init_from={source}: {name} has shape {value.shape}, this config makes it {want.shape}')
+      raise ValueError(
+        f'config.init_from={source}: {name} has shape {value.shape}, this config makes it '
+        f'{want.shape}'
+      )
     return jax.device_put(value.astype(want.dtype), want.sharding)
+
   out = jax.tree_util.tree_map_with_path(place, like)
   have, want = len(jax.tree.leaves(restored)), len(jax.tree.leaves(like))
   if have != want:
@@ -137,7 +182,9 @@ def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
 
 
 def find_checkpoint(source: str) -> tuple[Checkpointer, int]:
-  """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where scores are known, else the last."""
+  """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
+  scores are known, else the last.
+  """
   path = pathlib.Path(source)
   if path.name.isdigit() and path.is_dir():
     reader, step = Checkpointer(path.parent), int(path.name)
@@ -170,7 +217,14 @@ def load(workdir: str) -> tuple[build_lib.Run, Any, Any, int]:
 
 def language_model(run: build_lib.Run, params, vars):
   from lmjax import lm
-  return lm.LM(run.architecture, {'params': params, **vars}, run.tokenizer, length=run.length, bos=run.config['data']['bos'])
+
+  return lm.LM(
+    run.architecture,
+    {'params': params, **vars},
+    run.tokenizer,
+    length=run.length,
+    bos=run.config['data']['bos'],
+  )
 
 
 def evaluate(workdir: str, names: str) -> int:
@@ -186,6 +240,7 @@ def evaluate(workdir: str, names: str) -> int:
 def score(run, params, vars, names: str, tracker, step: int):
   """Runs evals given as 'a,b' or as a chain of specs."""
   from lmjax import registry
+
   spec = ' | '.join(f'{n.strip()}()' for n in names.split(',')) if '(' not in names else names
   parts = registry.make_chain('eval', spec)
   model = language_model(run, params, vars)
@@ -193,16 +248,27 @@ def score(run, params, vars, names: str, tracker, step: int):
     for s in part().run(model):
       error = '' if s.stderr is None else f' ± {s.stderr:.4f}'
       progress.say(f'{name}: {s.name} {s.value:.4f}{error}')
-      tracker.log('task', step, {'task': name, 'name': s.name, 'value': s.value, 'stderr': s.stderr})
+      tracker.log(
+        'task', step, {'task': name, 'name': s.name, 'value': s.value, 'stderr': s.stderr}
+      )
 
 
 def sampler(run: build_lib.Run):
   """(params, vars, step) -> text, or None where the model cannot be sampled from token by token."""
   if not all(mixer.fact('cache') for _, mixer in run.model.mixers()):
     return None
+
   def sample(params, vars, step: int) -> str:
     from lmjax import generate
+
     s = run.config['sample']
-    return generate.sample_text(run, {'params': params, **vars}, s['prompt'], max_tokens=s['tokens'], rule=s['rule'],
-                                seed=step)
+    return generate.sample_text(
+      run,
+      {'params': params, **vars},
+      s['prompt'],
+      max_tokens=s['tokens'],
+      rule=s['rule'],
+      seed=step,
+    )
+
   return sample

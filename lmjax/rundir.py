@@ -23,14 +23,14 @@ import sys
 from typing import Any, Mapping, Sequence
 
 FILES = (
-    'config.json',
-    'fingerprint.txt',
-    'command.txt',
-    'versions.json',
-    'metrics.jsonl',
-    'tb',
-    'checkpoints',
-    'report.html',
+  'config.json',
+  'fingerprint.txt',
+  'command.txt',
+  'versions.json',
+  'metrics.jsonl',
+  'tb',
+  'checkpoints',
+  'report.html',
 )
 PACKAGES = ('lmjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _SHOWN = 5
@@ -61,14 +61,14 @@ class RunDir:
 
 
 def open_rundir(
-    workdir: Any,
-    config: Mapping[str, Any],
-    fingerprint: str,
-    *,
-    force: bool = False,
-    write: bool = True,
-    ignore: Sequence[str] = (),
-    command: Sequence[str] | None = None,
+  workdir: Any,
+  config: Mapping[str, Any],
+  fingerprint: str,
+  *,
+  force: bool = False,
+  write: bool = True,
+  ignore: Sequence[str] = (),
+  command: Sequence[str] | None = None,
 ) -> RunDir:
   """Makes a run directory, or opens it to resume the same run.
 
@@ -102,8 +102,8 @@ def open_rundir(
     _append_versions(path)
   except OSError as e:
     raise ValueError(
-        f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
-        'give a directory that you may write to'
+      f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
+      'give a directory that you may write to'
     ) from None
   return RunDir(path, config, fingerprint, resumed, lock)
 
@@ -115,7 +115,7 @@ def read_config(workdir: Any) -> dict[str, Any]:
     return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as e:
     raise ValueError(
-        f'{str(workdir)!r} is not a run directory of lmjax: {path} cannot be read ({e})'
+      f'{str(workdir)!r} is not a run directory of lmjax: {path} cannot be read ({e})'
     ) from None
 
 
@@ -136,8 +136,7 @@ def _local(workdir: Any) -> pathlib.Path:
     raise ValueError('workdir is empty; give a directory, as in --workdir=runs/first')
   if '://' in text:
     raise ValueError(
-        f'workdir {text!r} is not a local directory; '
-        'mount the bucket and give the path of the mount'
+      f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount'
     )
   path = pathlib.Path(text).expanduser().absolute()
   for p in (path, *path.parents):
@@ -152,27 +151,27 @@ def _check_free(path: pathlib.Path) -> None:
   taken = [n for n in FILES if os.path.lexists(path / n)]
   if taken:
     raise ValueError(
-        f'workdir {str(path)!r} holds {", ".join(taken)} but no lmjax run (no fingerprint.txt); '
-        'nothing is overwritten: give another --workdir'
+      f'workdir {str(path)!r} holds {", ".join(taken)} but no lmjax run (no fingerprint.txt); '
+      'nothing is overwritten: give another --workdir'
     )
 
 
 def _check_same(
-    path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]
+  path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]
 ) -> None:
   old = (path / 'fingerprint.txt').read_text(encoding='utf-8').strip()
   if old == fingerprint or force:
     return
   changed = _differences(path, config, ignore)
   what = (
-      '; '.join(changed[:_SHOWN])
-      or f'no key differs, but the fingerprint is {old} there and {fingerprint} here'
+    '; '.join(changed[:_SHOWN])
+    or f'no key differs, but the fingerprint is {old} there and {fingerprint} here'
   )
   more = f'; and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''
   raise ValueError(
-      f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. '
-      'Give another --workdir, '
-      f'or start from that run with --config.init_from={path}'
+    f'workdir {str(path)!r} belongs to a run with another config: {what}{more}. '
+    'Give another --workdir, '
+    f'or start from that run with --config.init_from={path}'
   )
 
 
@@ -181,10 +180,10 @@ def _differences(path: pathlib.Path, config: dict, ignore: Sequence[str]) -> lis
     return []
   old, new = flatten(read_config(path)), flatten(config)
   keys = [
-      k
-      for k in sorted(old.keys() | new.keys())
-      if old.get(k, _ABSENT) != new.get(k, _ABSENT)
-      and not any(k == i or k.startswith(f'{i}.') for i in ignore)
+    k
+    for k in sorted(old.keys() | new.keys())
+    if old.get(k, _ABSENT) != new.get(k, _ABSENT)
+    and not any(k == i or k.startswith(f'{i}.') for i in ignore)
   ]
   return [f'{k} is {_value(old, k)} there and {_value(new, k)} here' for k in keys]
 
@@ -209,8 +208,10 @@ def _lock(path: pathlib.Path) -> Any:
     holder = file.read().strip()
     file.close()
     if holder != me:
-      raise ValueError(f'workdir {str(path)!r} is in use by {holder or "another process"}; '
-                       'stop it or give another --workdir') from None
+      raise ValueError(
+        f'workdir {str(path)!r} is in use by {holder or "another process"}; '
+        'stop it or give another --workdir'
+      ) from None
     return None
   except OSError:
     return file
@@ -259,21 +260,22 @@ def _append_versions(path: pathlib.Path) -> None:
 def versions() -> dict[str, Any]:
   """Software, device and commit, each None where unknown."""
   import jax
+
   out: dict[str, Any] = {'python': platform.python_version()}
   out |= {p: package_version(p) for p in PACKAGES}
   devices = jax.devices()
   return (
-      out
-      | {
-          'platform': platform.platform(),
-          'backend': devices[0].platform,
-          'device': devices[0].device_kind,
-          'devices': len(devices),
-          'processes': jax.process_count(),
-          'host': socket.gethostname(),
-          'cpus': os.cpu_count(),
-      }
-      | _commit(pathlib.Path(__file__).parent)
+    out
+    | {
+      'platform': platform.platform(),
+      'backend': devices[0].platform,
+      'device': devices[0].device_kind,
+      'devices': len(devices),
+      'processes': jax.process_count(),
+      'host': socket.gethostname(),
+      'cpus': os.cpu_count(),
+    }
+    | _commit(pathlib.Path(__file__).parent)
   )
 
 
@@ -289,16 +291,20 @@ def _commit(folder: pathlib.Path) -> dict[str, Any]:
   """Commit of the checkout that holds this code, and whether tracked files were changed; an
   installed copy has none.
   """
+
   def git(*args):
     return subprocess.run(
-        ['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=10, check=True
+      ['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=10, check=True
     ).stdout
+
   try:
     git(
-        'ls-files', '--error-unmatch', '__init__.py'
+      'ls-files', '--error-unmatch', '__init__.py'
     )  # another repository may surround an installed copy
-    return {'commit': git('rev-parse', 'HEAD').strip(),
-            'dirty': bool(git('status', '--porcelain', '--untracked-files=no').strip())}
+    return {
+      'commit': git('rev-parse', 'HEAD').strip(),
+      'dirty': bool(git('status', '--porcelain', '--untracked-files=no').strip()),
+    }
   except (OSError, subprocess.SubprocessError):
     return {'commit': None, 'dirty': None}
 

@@ -8,12 +8,22 @@ from lmjax import progress
 
 def main(argv: list[str] | None = None) -> int:
   p = argparse.ArgumentParser(
-      prog='python -m lmjax.sample', formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
-      epilog="example:\n  python -m lmjax.sample --workdir=runs/quickstart --prompt='ROMEO:' --rule='top_k(k=40) | temperature(t=0.8)'")
+    prog='python -m lmjax.sample',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
+    epilog="example:\n  python -m lmjax.sample --workdir=runs/quickstart --prompt='ROMEO:' "
+    "--rule='top_k(k=40) | temperature(t=0.8)'",
+  )
   p.add_argument('--workdir', required=True, help='a run directory')
-  p.add_argument('--prompt', action='append', help='may be given several times; the run\'s own prompt by default')
+  p.add_argument(
+    '--prompt', action='append', help="may be given several times; the run's own prompt by default"
+  )
   p.add_argument('--tokens', type=int, default=200, help='at most this many new tokens')
-  p.add_argument('--rule', default='top_p(p=0.9)', help="greedy(), temperature(t=), top_k(k=), top_p(p=), min_p(p=), joined by '|'")
+  p.add_argument(
+    '--rule',
+    default='top_p(p=0.9)',
+    help="greedy(), temperature(t=), top_k(k=), top_p(p=), min_p(p=), joined by '|'",
+  )
   p.add_argument('--seed', type=int, default=0)
   flags = p.parse_args(argv)
   try:
@@ -26,13 +36,21 @@ def main(argv: list[str] | None = None) -> int:
 def sample(flags) -> int:
   from lmjax import generate
   from lmjax import run as run_lib
+
   if flags.tokens < 1:
     raise ValueError(f'--tokens={flags.tokens}: at least 1 is expected')
   run_lib.compilation_cache()
   run, params, vars, step = run_lib.load(flags.workdir)
   progress.say(f'step {step} of {flags.workdir}')
   prompts = flags.prompt or [run.config['sample']['prompt']]
-  texts = generate.sample_texts(run, {'params': params, **vars}, prompts, max_tokens=flags.tokens, rule=flags.rule, seed=flags.seed)
+  texts = generate.sample_texts(
+    run,
+    {'params': params, **vars},
+    prompts,
+    max_tokens=flags.tokens,
+    rule=flags.rule,
+    seed=flags.seed,
+  )
   for prompt, text in zip(prompts, texts):
     print(prompt + text)
     print('-' * 20 if len(prompts) > 1 else '', end='\n' if len(prompts) > 1 else '')

@@ -1,13 +1,14 @@
 """Spec strings: the small language in which configs name parts.
 
-A spec is Python call syntax with literal arguments: `gqa(head_dim=64, kv_heads=4)`. Three joints exist:
+A spec is Python call syntax with literal arguments: `gqa(head_dim=64, kv_heads=4)`. Three joints
+exist:
 
   chain   'clip(norm=1.0) | adam(b2=0.95)'            parts applied one after another
   sum     '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'   weighted alternatives
   stack   'full + (local, local, full)*3 + shared(full)*4'       segments of named blocks
 
-Text is read with `ast` and only literals are accepted, so that a config string can never execute anything.
-A part outside lmjax is named `package.module:Object(arg=1)`.
+Text is read with `ast` and only literals are accepted, so that a config string can never execute
+anything. A part outside lmjax is named `package.module:Object(arg=1)`.
 """
 
 import ast
@@ -23,7 +24,9 @@ class SpecError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """One name with its literal keyword arguments; an argument may itself be a Call or a chain of them."""
+  """One name with its literal keyword arguments; an argument may itself be a Call or a chain of
+  them.
+  """
 
   name: str
   args: tuple[tuple[str, Any], ...] = ()
@@ -51,8 +54,11 @@ def show(value: Any) -> str:
 def _hide_paths(text: str) -> tuple[str, dict[str, str]]:
   """Replaces `package.module:Object` by an identifier, so that the rest is ordinary Python."""
   try:
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline)
-              if t.type not in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)]
+    tokens = [
+      t
+      for t in tokenize.generate_tokens(io.StringIO(text).readline)
+      if t.type not in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
+    ]
   except (tokenize.TokenError, SyntaxError, IndentationError):
     return text, {}  # `ast` names the fault
   out, hidden, i = [], {}, 0
@@ -60,8 +66,12 @@ def _hide_paths(text: str) -> tuple[str, dict[str, str]]:
     j, path = i, ''
     while j < len(tokens) and (tokens[j].type == tokenize.NAME or tokens[j].string == '.'):
       path, j = path + tokens[j].string, j + 1
-    is_path = path and j + 1 < len(tokens) and tokens[j].string == ':' and (
-        tokens[j + 1].type == tokenize.NAME)
+    is_path = (
+      path
+      and j + 1 < len(tokens)
+      and tokens[j].string == ':'
+      and (tokens[j + 1].type == tokenize.NAME)
+    )
     if is_path:
       name = f'_path_{len(hidden)}'
       hidden[name] = f'{path}:{tokens[j + 1].string}'
@@ -82,8 +92,10 @@ def _tree(text: str) -> tuple[ast.expr, dict[str, str]]:
   try:
     return ast.parse(source, mode='eval').body, hidden
   except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-    raise SpecError(f'cannot read the spec {text!r}: {getattr(e, "msg", e)}; '
-                    'write it as name(arg=1), arguments being literals') from None
+    raise SpecError(
+      f'cannot read the spec {text!r}: {getattr(e, "msg", e)}; '
+      'write it as name(arg=1), arguments being literals'
+    ) from None
 
 
 def _flat(node: ast.expr, op: type) -> list[ast.expr]:
@@ -100,8 +112,10 @@ def _value(node: ast.expr, hidden: dict[str, str], where: str) -> Any:
   try:
     return _tuples(ast.literal_eval(node))
   except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-    raise SpecError(f'{where}={ast.unparse(node)} is not a literal (a number, a string in quotes, '
-                    'True, False, None, a tuple) nor a part') from None
+    raise SpecError(
+      f'{where}={ast.unparse(node)} is not a literal (a number, a string in quotes, '
+      'True, False, None, a tuple) nor a part'
+    ) from None
 
 
 def _tuples(value: Any) -> Any:
@@ -119,15 +133,19 @@ def _call(node: ast.expr, hidden: dict[str, str]) -> Call:
   if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
     name = hidden.get(node.func.id, node.func.id)
     if node.args:
-      raise SpecError(f'{name}({ast.unparse(node.args[0])}): arguments are given by name, '
-                      f'as in {name}(arg={ast.unparse(node.args[0])})')
+      raise SpecError(
+        f'{name}({ast.unparse(node.args[0])}): arguments are given by name, '
+        f'as in {name}(arg={ast.unparse(node.args[0])})'
+      )
     if any(k.arg is None for k in node.keywords):
       raise SpecError(f'{name}(**...) is not accepted; name each argument')
     seen = [k.arg for k in node.keywords]
     twice = sorted({k for k in seen if seen.count(k) > 1})
     if twice:
       raise SpecError(f'{name}: argument {twice[0]} is given twice')
-    return Call(name, tuple((k.arg, _value(k.value, hidden, f'{name}.{k.arg}')) for k in node.keywords))
+    return Call(
+      name, tuple((k.arg, _value(k.value, hidden, f'{name}.{k.arg}')) for k in node.keywords)
+    )
   raise SpecError(f'expected name or name(arg=1), got {ast.unparse(node)!r}')
 
 
@@ -168,7 +186,9 @@ def weighted(text: str) -> dict[str, tuple[float | None, Call]]:
       try:
         weight = float(ast.literal_eval(term.left))
       except (ValueError, TypeError, SyntaxError):
-        raise SpecError(f'a weight is a number, as in 0.7*name(); got {ast.unparse(term)!r}') from None
+        raise SpecError(
+          f'a weight is a number, as in 0.7*name(); got {ast.unparse(term)!r}'
+        ) from None
       term = term.right
     weights.append(weight)
     calls.append(_call(term, hidden))
@@ -184,16 +204,24 @@ def segments(text: str) -> tuple[Segment, ...]:
     if isinstance(term, ast.BinOp) and isinstance(term.op, ast.Mult):
       count = term.right
       if not (isinstance(count, ast.Constant) and type(count.value) is int and count.value > 0):
-        raise SpecError(f'a segment repeats a positive whole number of times, got {ast.unparse(term)!r}')
+        raise SpecError(
+          f'a segment repeats a positive whole number of times, got {ast.unparse(term)!r}'
+        )
       term, repeats = term.left, count.value
-    shared = isinstance(term, ast.Call) and isinstance(term.func, ast.Name) and term.func.id == 'shared'
+    shared = (
+      isinstance(term, ast.Call) and isinstance(term.func, ast.Name) and term.func.id == 'shared'
+    )
     if shared:
       if len(term.args) != 1 or term.keywords:
-        raise SpecError(f'shared(...) takes one block or one group of blocks, got {ast.unparse(term)!r}')
+        raise SpecError(
+          f'shared(...) takes one block or one group of blocks, got {ast.unparse(term)!r}'
+        )
       term = term.args[0]
     names = term.elts if isinstance(term, ast.Tuple) else [term]
     if not names or not all(isinstance(n, ast.Name) for n in names):
-      raise SpecError(f'a segment is a block name or a group (a, b) of them, got {ast.unparse(term)!r}')
+      raise SpecError(
+        f'a segment is a block name or a group (a, b) of them, got {ast.unparse(term)!r}'
+      )
     out.append(Segment(tuple(n.id for n in names), repeats, shared))
   return tuple(out)
 
@@ -201,14 +229,17 @@ def segments(text: str) -> tuple[Segment, ...]:
 def rewrite(text: str, path: list[str], value: Any) -> str:
   """Sets one argument in a spec: rewrite('clip() | adam()', ['adam', 'b2'], 0.99).
 
-  `path` is [argument], [part, argument] or deeper for nested parts; an unknown part is refused with the names there are.
+  `path` is [argument], [part, argument] or deeper for nested parts; an unknown part is refused with
+  the names there are.
   """
   node, hidden = _tree(text)
   terms = _flat(node, ast.Add)
   if len(terms) > 1 or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)):
     parts = weighted(text)
     calls = _rewrite({k: c for k, (_, c) in parts.items()}, path, value, text)
-    return ' + '.join(('' if w is None else f'{w!r}*') + str(calls[k]) for k, (w, _) in parts.items())
+    return ' + '.join(
+      ('' if w is None else f'{w!r}*') + str(calls[k]) for k, (w, _) in parts.items()
+    )
   calls = label([_call(n, hidden) for n in _flat(node, ast.BitOr)])
   return ' | '.join(map(str, _rewrite(calls, path, value, text).values()))
 
@@ -217,7 +248,9 @@ def _rewrite(calls: dict[str, Call], path: list[str], value: Any, text: str) -> 
   head, rest = path[0], path[1:]
   if head not in calls or not rest:
     if len(calls) != 1:
-      raise SpecError(f'{".".join(path)}: name the part and its argument; {text!r} has {", ".join(calls)}')
+      raise SpecError(
+        f'{".".join(path)}: name the part and its argument; {text!r} has {", ".join(calls)}'
+      )
     head, rest = next(iter(calls)), path
   found = calls[head]
   args = dict(found.args)
@@ -225,9 +258,16 @@ def _rewrite(calls: dict[str, Call], path: list[str], value: Any, text: str) -> 
     args[rest[0]] = value
   else:
     inner = args.get(rest[0])
-    is_part = isinstance(inner, Call) or isinstance(inner, tuple) and inner and all(isinstance(v, Call) for v in inner)
+    is_part = (
+      isinstance(inner, Call)
+      or isinstance(inner, tuple)
+      and inner
+      and all(isinstance(v, Call) for v in inner)
+    )
     if not is_part:
-      raise SpecError(f'{".".join(path)}: no part {rest[0]!r} in {text!r}, which has {", ".join(calls)}')
+      raise SpecError(
+        f'{".".join(path)}: no part {rest[0]!r} in {text!r}, which has {", ".join(calls)}'
+      )
     nested = label(list(inner) if isinstance(inner, tuple) else [inner])
     new = tuple(_rewrite(nested, rest[1:], value, text).values())
     args[rest[0]] = new if isinstance(inner, tuple) else new[0]

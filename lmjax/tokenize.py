@@ -39,15 +39,17 @@ def _trainers() -> dict[str, Callable]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='python -m lmjax.tokenize', description='Trains and tries tokenizers.')
+    prog='python -m lmjax.tokenize', description='Trains and tries tokenizers.'
+  )
   commands = parser.add_subparsers(required=True)
   train = commands.add_parser('train', help='makes a vocabulary from text files')
   names = train.add_subparsers(required=True, metavar='tokenizer')
   for name, trainer in _trainers().items():
     sub = names.add_parser(name, help=_first_line(trainer), description=_first_line(trainer))
     sub.add_argument('--files', nargs='+', required=True, help='UTF-8 text, plain or xz')
-    sub.add_argument('--vocab-size', type=int, required=True,
-                     help='entries of the vocabulary, specials included')
+    sub.add_argument(
+      '--vocab-size', type=int, required=True, help='entries of the vocabulary, specials included'
+    )
     sub.add_argument('--out', required=True, help='the file to write; it must not exist')
     options = _add_options(sub, trainer)
     sub.set_defaults(run=_train, name=name, trainer=trainer, options=options)
@@ -68,14 +70,20 @@ def _first_line(obj: Callable) -> str:
 
 def _add_options(sub: argparse.ArgumentParser, trainer: Callable) -> list[str]:
   """One option for each argument of `train` past texts and vocab_size."""
-  found = [p for p in inspect.signature(trainer).parameters.values()
-           if p.name not in ('texts', 'vocab_size')]
+  found = [
+    p
+    for p in inspect.signature(trainer).parameters.values()
+    if p.name not in ('texts', 'vocab_size')
+  ]
   for p in found:
     is_choice = typing.get_origin(p.annotation) is typing.Literal
     sub.add_argument(
-        '--' + p.name.replace('_', '-'), type=str if is_choice else p.annotation,
-        choices=typing.get_args(p.annotation) if is_choice else None,
-        default=p.default, help=f'default {p.default}')
+      '--' + p.name.replace('_', '-'),
+      type=str if is_choice else p.annotation,
+      choices=typing.get_args(p.annotation) if is_choice else None,
+      default=p.default,
+      help=f'default {p.default}',
+    )
   return [p.name for p in found]
 
 
@@ -96,8 +104,10 @@ def _train(args: argparse.Namespace):
   os.replace(partial, out)
   spec = f'{args.name}(path={str(out)!r})'
   made = registry.make('tokenizer', spec)()
-  print(f'{spec}: {made.vocab_size} entries from {progress.characters:,} characters, '
-        f'fingerprint {made.fingerprint()[:16]}')
+  print(
+    f'{spec}: {made.vocab_size} entries from {progress.characters:,} characters, '
+    f'fingerprint {made.fingerprint()[:16]}'
+  )
 
 
 class _Progress:
@@ -105,6 +115,7 @@ class _Progress:
 
   def __init__(self):
     from rich.console import Console
+
     self.characters = 0
     self._status = Console(stderr=True).status('reading')
 
@@ -121,7 +132,8 @@ class _Progress:
       self._status.update(f'read {self.characters / 1e6:,.1f} million characters')
       yield text
     self._status.update(
-        f'read {self.characters / 1e6:,.1f} million characters, making the vocabulary')
+      f'read {self.characters / 1e6:,.1f} million characters, making the vocabulary'
+    )
 
 
 def _encode(args: argparse.Namespace):

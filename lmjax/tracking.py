@@ -35,12 +35,12 @@ class Tracker:
   """
 
   def __init__(
-      self,
-      workdir: Any,
-      *,
-      resume_step: int | None = None,
-      tensorboard: bool = True,
-      active: bool = True,
+    self,
+    workdir: Any,
+    *,
+    resume_step: int | None = None,
+    tensorboard: bool = True,
+    active: bool = True,
   ):
     self.path = pathlib.Path(workdir) / FILE
     self._file = self._tb = self._open_tb = None
@@ -66,7 +66,7 @@ class Tracker:
     if self._file is None:
       return
     line = {'kind': kind, 'step': int(step), 'time': time.time()} | {
-        k: _plain(v) for k, v in values.items()
+      k: _plain(v) for k, v in values.items()
     }
     self._file.write(json.dumps({k: _jsonable(v) for k, v in line.items()}, allow_nan=False) + '\n')
     if kind == 'resume':
@@ -92,6 +92,7 @@ class _Events:
     # Not its SummaryWriter, whose thread hides failures of the disk and then blocks.
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX import summary
+
     self._summary = summary
     path.mkdir(exist_ok=True)
     # The writer names files by the second and opens them afresh: the suffix keeps a quick restart
@@ -103,12 +104,14 @@ class _Events:
   def _purge(self, step: int) -> None:
     """Tells TensorBoard to hide what a killed run had logged from `step` on."""
     from tensorboardX.proto import event_pb2
+
     event = event_pb2.Event(wall_time=time.time(), step=step)
     event.session_log.status = event_pb2.SessionLog.START
     self._writer.write_event(event)
 
   def log(self, line: Mapping[str, Any]) -> bool:
     from tensorboardX.proto import event_pb2
+
     kind, parts = line['kind'], []
     for k, v in line.items():
       tag = '/'.join(str(p) for p in (kind, line.get('name'), k) if p is not None)
@@ -118,7 +121,7 @@ class _Events:
         parts.append(self._summary.scalar(tag, v))
     for s in parts:
       self._writer.write_event(
-          event_pb2.Event(wall_time=line['time'], step=line['step'], summary=s)
+        event_pb2.Event(wall_time=line['time'], step=line['step'], summary=s)
       )
     self._writer.flush()
     return True
@@ -198,8 +201,8 @@ def _guarded(fn: Any) -> Any:
     return fn()
   except Exception as e:  # a side channel: whatever goes wrong there, the run goes on
     _LOG.warning(
-        'TensorBoard events are not written from here on (%s: %s); metrics.jsonl is',
-        type(e).__name__,
-        e,
+      'TensorBoard events are not written from here on (%s: %s); metrics.jsonl is',
+      type(e).__name__,
+      e,
     )
     return None

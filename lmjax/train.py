@@ -1,8 +1,10 @@
 """The training step: a pure function of (state, batch, key).
 
-Micro-batches accumulate sums (loss, weight, gradients) and are divided once by the weight of all of them, so the number of
-micro-batches does not change the result. A step whose loss, gradients or updates are not finite changes nothing but the step and the count of
-skipped steps. No logging, hooks or method names belong here; what happens every N steps is a function of its own, called by the loop.
+Micro-batches accumulate sums (loss, weight, gradients) and are divided once by the weight of all of
+them, so the number of micro-batches does not change the result. A step whose loss, gradients or
+updates are not finite changes nothing but the step and the count of skipped steps. No logging,
+hooks or method names belong here; what happens every N steps is a function of its own, called by
+the loop.
 """
 
 from typing import Any
@@ -17,7 +19,8 @@ import optax
 class State:
   """Everything on the device that affects the future.
 
-  step: int32, batches seen. skipped: int32, steps whose update was refused. params: trained; vars: collections that are not;
+  step: int32, batches seen. skipped: int32, steps whose update was refused. params: trained; vars:
+    collections that are not;
   opt: the optimizer's state, a dictionary by the names in its chain.
   """
 
@@ -32,21 +35,32 @@ def init_state(variables, tx) -> State:
   """The first state from unboxed variables."""
   rest = {k: v for k, v in variables.items() if k != 'params'}
   # Two arrays, not one twice: the step donates both.
-  return State(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), variables['params'], rest, tx.init(variables['params']))
+  return State(
+    jnp.zeros((), jnp.int32),
+    jnp.zeros((), jnp.int32),
+    variables['params'],
+    rest,
+    tx.init(variables['params']),
+  )
 
 
 def accumulate(objective, params, vars, batch, rng, micro: int):
-  """(loss sum, weight, metrics, vars, gradient of the loss sum) over `micro` equal slices of the batch."""
+  """(loss sum, weight, metrics, vars, gradient of the loss sum) over `micro` equal slices of the
+  batch.
+  """
+
   def one(vars, batch, rng):
     def total(p):
       out = objective.loss(p, vars, batch, rng)
       return out.sum, out
+
     (_, out), grads = jax.value_and_grad(total, has_aux=True)(params)
     return out.sum, out.weight, out.metrics, out.vars, grads
 
   if micro == 1:
     return one(vars, batch, rng)
-  # Every micro-th row makes a slice: so each device takes its part of it from the rows that it holds.
+  # Every micro-th row makes a slice: so each device takes its part of it from the rows that it
+  # holds.
   slices = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, micro, *a.shape[1:]), 1, 0), batch)
   rngs = jax.random.split(rng, micro)
   first = jax.tree.map(lambda a: a[0], slices)
@@ -62,21 +76,27 @@ def accumulate(objective, params, vars, batch, rng, micro: int):
   return jax.lax.scan(add, zeros, (slices, rngs))[0]
 
 
-def make_step(objective, tx, schedule, *, peak_lr: float, lr_factors, micro: int = 1, sample_fn=None):
+def make_step(
+  objective, tx, schedule, *, peak_lr: float, lr_factors, micro: int = 1, sample_fn=None
+):
   """Builds step(state, batch, key) -> (state, metrics).
 
   Args:
-    objective: see `kinds.Objective`. tx: an Optax transformation whose updates are subtracted after scaling.
-    schedule: step -> factor of peak_lr. lr_factors: tree like params, the parameterization's factor of each rate.
+    objective: see `kinds.Objective`. tx: an Optax transformation whose updates are subtracted after
+      scaling.
+    schedule: step -> factor of peak_lr. lr_factors: tree like params, the parameterization's factor
+      of each rate.
     micro: micro-batches, each a slice of the batch's rows. sample_fn: see `kinds.Optim`.
 
   Metrics are (sum, weight) pairs; `lr`, norms and `applied` are scalars with weight 1.
   """
+
   def step(state: State, batch, key):
     rng = jax.random.fold_in(key, state.step)
     loss_rng, opt_rng = jax.random.split(rng)
     total, weight, metrics, vars, grads = accumulate(
-        objective, state.params, state.vars, batch, loss_rng, micro)
+      objective, state.params, state.vars, batch, loss_rng, micro
+    )
     by = 1 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * by.astype(g.dtype), grads)
     loss = total * by
@@ -84,7 +104,9 @@ def make_step(objective, tx, schedule, *, peak_lr: float, lr_factors, micro: int
     def obj_fn(params):
       return objective.loss(params, state.vars, batch, loss_rng).sum * by
 
-    updates, opt = tx.update(grads, state.opt, state.params, value=loss, obj_fn=obj_fn, sample_fn=sample_fn, rng=opt_rng)
+    updates, opt = tx.update(
+      grads, state.opt, state.params, value=loss, obj_fn=obj_fn, sample_fn=sample_fn, rng=opt_rng
+    )
     lr = peak_lr * schedule(state.step)
     updates = jax.tree.map(lambda u, f: (-lr * f * u).astype(u.dtype), updates, lr_factors)
     params = optax.apply_updates(state.params, updates)
@@ -92,11 +114,21 @@ def make_step(objective, tx, schedule, *, peak_lr: float, lr_factors, micro: int
     grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & (weight > 0)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-    new = State(state.step + 1, state.skipped + jnp.where(ok, 0, 1), keep(params, state.params),
-                keep(vars, state.vars), keep(opt, state.opt))
+    new = State(
+      state.step + 1,
+      state.skipped + jnp.where(ok, 0, 1),
+      keep(params, state.params),
+      keep(vars, state.vars),
+      keep(opt, state.opt),
+    )
     one = jnp.ones(())
-    scalars = dict(lr=lr, grad_norm=grad_norm, update_norm=update_norm, applied=ok.astype(jnp.float32),
-                   param_norm=optax.tree.norm(state.params))
+    scalars = dict(
+      lr=lr,
+      grad_norm=grad_norm,
+      update_norm=update_norm,
+      applied=ok.astype(jnp.float32),
+      param_norm=optax.tree.norm(state.params),
+    )
     return new, dict(loss=(total, weight), **metrics, **{k: (v, one) for k, v in scalars.items()})
 
   return step

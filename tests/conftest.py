@@ -1,8 +1,11 @@
-"""Tests run on the CPU with eight simulated devices, compiled without optimization; all this must be said before jax starts.
+"""Tests run on the CPU with eight simulated devices, compiled without optimization; all this must
+be said before jax starts.
 
-Tests compile much and compute little: without LLVM's optimizer they take about half the time. What XLA_FLAGS says already is kept.
+Tests compile much and compute little: without LLVM's optimizer they take about half the time. What
+XLA_FLAGS says already is kept.
 
-Files of real text, tokenizers and checkpoints that some tests compare with lie in the folder that LMJAX_TEST_DATA names.
+Files of real text, tokenizers and checkpoints that some tests compare with lie in the folder that
+LMJAX_TEST_DATA names.
 """
 
 import os
@@ -10,13 +13,16 @@ import pathlib
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-for flag, value in dict(xla_force_host_platform_device_count=8, xla_backend_optimization_level=0,
-                        xla_cpu_parallel_codegen_split_count=1).items():
+for flag, value in dict(
+  xla_force_host_platform_device_count=8,
+  xla_backend_optimization_level=0,
+  xla_cpu_parallel_codegen_split_count=1,
+).items():
   if flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{flag}={value}'.strip()
 sys.path.insert(0, str(pathlib.Path(__file__).parent / 'contracts'))  # for `_table`
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope='session')

@@ -44,20 +44,20 @@ class Extra(NamedTuple):
 def _state(seed=0):
   k = jax.random.key(seed)
   params = {
-      'block': {
-          'kernel': jax.random.normal(k, (4, 3)).astype(jnp.bfloat16),
-          'a/b.c': jnp.arange(3, dtype=jnp.int8),
-      },
-      'list': [jnp.float16(seed + 0.5), (jnp.array([True, False]), None)],
-      'none': None,
-      'empty': {},
-      '': jnp.ones(1),
-      'a%/b': jnp.ones(2),
+    'block': {
+      'kernel': jax.random.normal(k, (4, 3)).astype(jnp.bfloat16),
+      'a/b.c': jnp.arange(3, dtype=jnp.int8),
+    },
+    'list': [jnp.float16(seed + 0.5), (jnp.array([True, False]), None)],
+    'none': None,
+    'empty': {},
+    '': jnp.ones(1),
+    'a%/b': jnp.ones(2),
   }
-  tx = optax.chain(optax.clip(1.), optax.adam(1e-3))
+  tx = optax.chain(optax.clip(1.0), optax.adam(1e-3))
   opt = {
-      'main': tx.init({'w': jnp.full((2, 2), seed, jnp.float32)}),
-      'extra': Extra(jnp.uint32(2**32 - 1), None),
+    'main': tx.init({'w': jnp.full((2, 2), seed, jnp.float32)}),
+    'extra': Extra(jnp.uint32(2**32 - 1), None),
   }
   return State(jnp.int32(seed), params, {}, opt, jnp.int32(0), k)
 
@@ -89,7 +89,7 @@ def _flip(path):
 
 def _largest(step_dir):
   return max(
-      (p for p in (step_dir / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size
+    (p for p in (step_dir / 'state').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size
   )
 
 
@@ -101,7 +101,7 @@ def test_round_trip_is_bit_exact(tmp_path):
   tuples, odd names.
   """
   with Checkpointer(tmp_path / 'c') as c:
-    c.save(3, _state(3), {'epoch': 1, 'policy': [0.1, 0.2]}, {'loss': 2.})
+    c.save(3, _state(3), {'epoch': 1, 'policy': [0.1, 0.2]}, {'loss': 2.0})
     c.wait()
     restored, cursor = c.restore(3, _like(_state()))
   _assert_same(restored, _state(3))
@@ -128,27 +128,27 @@ def test_a_donating_step_cannot_reach_into_a_save(tmp_path):
 def test_host_numbers_keep_their_64_bits(tmp_path):
   """JAX in its 32-bit mode would cut them without a word."""
   state = {
-      'python': 2**40,
-      'real': 0.1,
-      'numpy': np.array([2**40 + 1]),
-      'weights': np.array([1 / 3]),
-      'jax': jnp.ones(2),
+    'python': 2**40,
+    'real': 0.1,
+    'numpy': np.array([2**40 + 1]),
+    'weights': np.array([1 / 3]),
+    'jax': jnp.ones(2),
   }
   with Checkpointer(tmp_path) as c:
     c.save(1, state, {})
   out, _ = Checkpointer(tmp_path).restore(1, state)
   assert [np.asarray(out[k]).item() for k in ('python', 'real', 'numpy', 'weights')] == [
-      2**40,
-      0.1,
-      2**40 + 1,
-      1 / 3,
+    2**40,
+    0.1,
+    2**40 + 1,
+    1 / 3,
   ]
   assert {k: str(v.dtype) for k, v in out.items()} == {
-      'python': 'int64',
-      'real': 'float64',
-      'numpy': 'int64',
-      'weights': 'float64',
-      'jax': 'float32',
+    'python': 'int64',
+    'real': 'float64',
+    'numpy': 'int64',
+    'weights': 'float64',
+    'jax': 'float32',
   }
   assert isinstance(out['jax'], jax.Array)
 
@@ -158,15 +158,15 @@ def test_parameters_can_be_read_without_classes(tmp_path):
   out = Checkpointer(tmp_path).restore_params(3)
   assert out['params']['empty'] == {} == out['vars']
   assert (
-      type(out['params']['block']['kernel']) is np.ndarray
-      and out['params']['block']['kernel'].dtype == jnp.bfloat16
+    type(out['params']['block']['kernel']) is np.ndarray
+    and out['params']['block']['kernel'].dtype == jnp.bfloat16
   )
   np.testing.assert_array_equal(
-      out['params']['block']['kernel'], np.asarray(_state(3).params['block']['kernel'])
+    out['params']['block']['kernel'], np.asarray(_state(3).params['block']['kernel'])
   )
   assert out['opt']['main']['1']['0']['mu']['w'].shape == (2, 2)
   assert (
-      sorted(out['params']['block']) == ['a/b.c', 'kernel'] and {'', 'a%/b'} <= out['params'].keys()
+    sorted(out['params']['block']) == ['a/b.c', 'kernel'] and {'', 'a%/b'} <= out['params'].keys()
   )
   assert out['params']['list']['1']['0'].tolist() == [True, False]
   part = Checkpointer(tmp_path).restore_params(3, only=('params', 'vars'))
@@ -201,29 +201,29 @@ S = jax.ShapeDtypeStruct
 
 
 @pytest.mark.parametrize(
-    'like, message',
-    [
-        (
-            lambda: _change(block={'kernel': S((4, 3), jnp.float32), 'a/b.c': S((3,), jnp.int8)}),
-            r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and float32\[4,3\] here',
-        ),
-        (
-            lambda: _change(block={'kernel': S((3, 4), jnp.bfloat16), 'a/b.c': S((3,), jnp.int8)}),
-            r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and bfloat16\[3,4\] here',
-        ),
-        (
-            lambda: _change(new=S((), jnp.int32)),
-            r'params/new is int32\[\] here and absent from the checkpoint',
-        ),
-        (
-            lambda: _change(block={'kernel': S((4, 3), jnp.bfloat16)}),
-            r'params/block/a%2Fb.c is int8\[3\] in the checkpoint and absent',
-        ),
-        (
-            lambda: _like(_state(1)).replace(rng=S((2,), jnp.uint32)),
-            r'rng is key<fry>\[\] in the checkpoint and uint32\[2\] here',
-        ),
-    ],
+  'like, message',
+  [
+    (
+      lambda: _change(block={'kernel': S((4, 3), jnp.float32), 'a/b.c': S((3,), jnp.int8)}),
+      r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and float32\[4,3\] here',
+    ),
+    (
+      lambda: _change(block={'kernel': S((3, 4), jnp.bfloat16), 'a/b.c': S((3,), jnp.int8)}),
+      r'params/block/kernel is bfloat16\[4,3\] in the checkpoint and bfloat16\[3,4\] here',
+    ),
+    (
+      lambda: _change(new=S((), jnp.int32)),
+      r'params/new is int32\[\] here and absent from the checkpoint',
+    ),
+    (
+      lambda: _change(block={'kernel': S((4, 3), jnp.bfloat16)}),
+      r'params/block/a%2Fb.c is int8\[3\] in the checkpoint and absent',
+    ),
+    (
+      lambda: _like(_state(1)).replace(rng=S((2,), jnp.uint32)),
+      r'rng is key<fry>\[\] in the checkpoint and uint32\[2\] here',
+    ),
+  ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, like, message):
   _save(tmp_path, 1)
@@ -282,13 +282,13 @@ def test_retention_keeps_last_every_and_best(tmp_path):
   c = Checkpointer(tmp_path)
   assert c.steps() == [3, 4, 8, 9, 10] and c.best() == 3 and c.latest() == 10
   assert sorted(os.listdir(tmp_path)) == sorted(map(str, c.steps()))
-  assert c.scores(3) == {'loss': 0.}
+  assert c.scores(3) == {'loss': 0.0}
 
 
 def test_retention_without_best_and_with_nan(tmp_path):
-  _save(tmp_path / 'a', 1, 2, 3, scores={1: 0., 2: 1., 3: 2.}, keep_last=1, keep_best=False)
+  _save(tmp_path / 'a', 1, 2, 3, scores={1: 0.0, 2: 1.0, 3: 2.0}, keep_last=1, keep_best=False)
   assert Checkpointer(tmp_path / 'a').steps() == [3]
-  _save(tmp_path / 'b', 1, 2, 3, scores={1: float('nan'), 2: 1., 3: 2.}, keep_last=1)
+  _save(tmp_path / 'b', 1, 2, 3, scores={1: float('nan'), 2: 1.0, 3: 2.0}, keep_last=1)
   assert Checkpointer(tmp_path / 'b').steps() == [2, 3]
   _save(tmp_path / 'c', 1, 2, 3, keep_last=0)
   assert Checkpointer(tmp_path / 'c').steps() == [1, 2, 3]
@@ -317,7 +317,7 @@ def test_an_interrupted_deletion_is_finished_later(tmp_path, caplog):
 
 @pytest.mark.parametrize('order', [(1, 2, 3), (2, 1, 3), (3, 2, 1)])
 def test_a_nan_score_is_never_the_best(order):
-  scores = {1: float('nan'), 2: 2., 3: 1.}
+  scores = {1: float('nan'), 2: 2.0, 3: 1.0}
   assert checkpoint._best({s: {'scores': {'loss': scores[s]}} for s in order}, 'loss') == 3
   assert checkpoint._best({1: {'scores': {'loss': scores[1]}}, 2: {'scores': {}}}, 'loss') is None
 
@@ -328,8 +328,8 @@ def test_a_nan_score_is_never_the_best(order):
 def test_a_step_is_saved_once_and_its_scores_are_updated(tmp_path):
   with Checkpointer(tmp_path) as c:
     c.save(1, _state(1), {})
-    c.save(1, _state(2), {}, {'loss': 4.})
-    assert c.scores(1) == {'loss': 4.} and c.best() == 1
+    c.save(1, _state(2), {}, {'loss': 4.0})
+    assert c.scores(1) == {'loss': 4.0} and c.best() == 1
   assert int(Checkpointer(tmp_path).restore_params(1)['step']) == 1
   assert manifest.verify(tmp_path / '1') == []
 
@@ -359,8 +359,10 @@ def test_another_run_moves_what_is_there_aside(tmp_path):
 def test_a_background_failure_is_raised_by_the_next_call(tmp_path, monkeypatch):
   c = Checkpointer(tmp_path)
   with monkeypatch.context() as m:
+
     def full(*_, **__):
       raise OSError(28, 'No space left on device')
+
     m.setattr(manifest, 'write', full)
     c.save(1, _state(1), {})  # returns: the failure comes later
     c._thread.join()
@@ -392,11 +394,11 @@ def test_a_failure_of_orbax_itself_is_raised(tmp_path):
 def test_save_returns_before_the_manifest_is_there(tmp_path, monkeypatch, caplog):
   """Hashing happens in the background, and a step under way is neither offered nor warned of."""
   write = manifest.write
-  monkeypatch.setattr(manifest, 'write', lambda *a, **k: (time.sleep(1.), write(*a, **k)))
+  monkeypatch.setattr(manifest, 'write', lambda *a, **k: (time.sleep(1.0), write(*a, **k)))
   with Checkpointer(tmp_path) as c:
     c.save(1, _state(1), {})
     while not (tmp_path / '1').exists():  # orbax has finished, the manifest is not written
-      time.sleep(.01)
+      time.sleep(0.01)
     assert c.steps() == [] and not (tmp_path / '1' / manifest.NAME).exists()
     assert not caplog.records
     c.poll()
@@ -406,19 +408,21 @@ def test_save_returns_before_the_manifest_is_there(tmp_path, monkeypatch, caplog
 
 def _python(code, **env):
   return subprocess.Popen(
-      [sys.executable, '-c', textwrap.dedent(code)],
-      stdout=subprocess.PIPE,
-      text=True,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | env,
+    [sys.executable, '-c', textwrap.dedent(code)],
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | env,
   )
 
 
 @pytest.mark.parametrize('where', ['arrays', 'manifest'])
 def test_a_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path, where):
   # Either orbax never gets to rename its directory into place, or we never to write the manifest.
-  patch = {'arrays': 'type(c.directory).rename = lambda *a: time.sleep(99)',
-           'manifest': 'manifest.write = lambda *a, **k: time.sleep(99)'}[where]
-  child = _python(f'''
+  patch = {
+    'arrays': 'type(c.directory).rename = lambda *a: time.sleep(99)',
+    'manifest': 'manifest.write = lambda *a, **k: time.sleep(99)',
+  }[where]
+  child = _python(f"""
       import time, jax.numpy as jnp
       from lmjax import manifest
       from lmjax.checkpoint import Checkpointer
@@ -429,7 +433,7 @@ def test_a_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path, where):
       c.save(2, {{'w': jnp.ones((2000, 2000))}}, {{}})
       print('saving', flush=True)
       time.sleep(99)
-      ''')
+      """)
   assert child.stdout.readline() == 'saving\n'
   child.send_signal(signal.SIGKILL)
   child.wait()
@@ -437,7 +441,7 @@ def test_a_kill_in_the_middle_of_a_save_costs_only_that_save(tmp_path, where):
   assert c.latest() == 1
   left = [n for n in os.listdir(tmp_path) if n.startswith('2')]
   assert left
-  c.save(2, {'w': jnp.full(8, 2.)}, {})
+  c.save(2, {'w': jnp.full(8, 2.0)}, {})
   c.close()
   assert c.steps() == [1, 2] and (c.restore_params(2)['w'] == 2).all()
   assert any(n.startswith('incomplete-2-') for n in os.listdir(tmp_path))
@@ -451,7 +455,7 @@ def test_one_device_to_eight_and_back(tmp_path):
   with Checkpointer(tmp_path) as c:
     c.save(1, state, {'a': 1})
   child = _python(
-      f"""
+    f"""
       import jax, numpy as np, jax.numpy as jnp
       from jax.sharding import PartitionSpec as P, NamedSharding
       from lmjax.checkpoint import Checkpointer
@@ -467,7 +471,7 @@ def test_one_device_to_eight_and_back(tmp_path):
         c.save(2, jax.tree.map(lambda x: x + 1, state), cursor)
       print('ok')
       """,
-      XLA_FLAGS='--xla_force_host_platform_device_count=8',
+    XLA_FLAGS='--xla_force_host_platform_device_count=8',
   )
   assert child.communicate()[0] == 'ok\n'
   out, _ = Checkpointer(tmp_path).restore(2, _like(state))

@@ -12,18 +12,23 @@ def count(recipe, *overrides):
 
 
 def test_gpt2_124m_by_hand():
-  """12 layers of 4 D^2 + 8 D^2 matrices, the tied table once as unembedding, attention of 12 heads of 64 at T = 1024."""
+  """12 layers of 4 D^2 + 8 D^2 matrices, the tied table once as unembedding, attention of 12 heads
+  of 64 at T = 1024.
+  """
   found = count('gpt2:124M')
   assert found.matrices == 2 * (12 * 12 * 768**2 + 50304 * 768)
   assert found.mixing_full == 12 * 4 * 768 * 1024
   assert found.mixing_causal == 12 * 4 * 768 * (1024 + 1) / 2
-  # nanoGPT's formula, 6 N + 12 L H Q T with N without positions, counts the same but for norms and biases.
+  # nanoGPT's formula, 6 N + 12 L H Q T with N without positions, counts the same but for norms and
+  # biases.
   nano = 6 * (12 * 12 * 768**2 + 50304 * 768) + 12 * 12 * 12 * 64 * 1024
   assert found.step_full == nano
 
 
 def test_llama_grouped_and_gated_by_hand():
-  """8B: q and out 4096 x 4096, k and v 4096 x 1024, three matrices 4096 x 14336; untied: only the unembedding counts."""
+  """8B: q and out 4096 x 4096, k and v 4096 x 1024, three matrices 4096 x 14336; untied: only the
+  unembedding counts.
+  """
   found = count('llama:8B')
   layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
   assert found.matrices == 2 * (32 * layer + 128_256 * 4096)
@@ -49,5 +54,7 @@ def test_both_sides():
 def test_mfu_formula():
   found = flops.Flops(matrices=1e9, mixing_full=2e8, mixing_causal=1e8)
   assert flops.mfu(1000.0, found, devices=2, device_kind='NVIDIA H200') == {
-      'mfu_full': pytest.approx(1000 * 3.6e9 / (2 * 989e12)), 'mfu_causal': pytest.approx(1000 * 3.3e9 / (2 * 989e12))}
+    'mfu_full': pytest.approx(1000 * 3.6e9 / (2 * 989e12)),
+    'mfu_causal': pytest.approx(1000 * 3.3e9 / (2 * 989e12)),
+  }
   assert flops.mfu(1000.0, found, devices=1, device_kind='cpu') == {}

@@ -1,4 +1,6 @@
-"""Generation: the same tokens as without a cache, alone as in a batch, ended by eos, refused where positions end."""
+"""Generation: the same tokens as without a cache, alone as in a batch, ended by eos, refused where
+positions end.
+"""
 
 import functools
 import types
@@ -18,9 +20,10 @@ from lmjax.parallel import mesh as mesh_lib
 PROMPTS = [[1, 2, 3], [4], list(range(11)) + [3, 1, 4, 1, 5, 9], [6, 6]]
 SHAPE = dict(length=64, width=32)
 VARIANTS = {
-    'rope': (dict(), 'full()'), 'learned': (dict(position='learned()'), 'full()'),
-    'window': (dict(blocks__block__mixer='gqa(head_dim=8, window=4)'), 'full()'),
-    'ring': (dict(blocks__block__mixer='gqa(head_dim=8, window=4)'), 'window()'),
+  'rope': (dict(), 'full()'),
+  'learned': (dict(position='learned()'), 'full()'),
+  'window': (dict(blocks__block__mixer='gqa(head_dim=8, window=4)'), 'full()'),
+  'ring': (dict(blocks__block__mixer='gqa(head_dim=8, window=4)'), 'window()'),
 }
 
 
@@ -35,9 +38,11 @@ def instance(**how):
 @functools.cache
 def forward(**how):
   net, variables = instance(**how)
+
   def f(tokens, segments):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return embedding.logits(net.apply(variables, tokens, kinds.Ctx(positions, segments)))
+
   return jax.jit(f)
 
 
@@ -46,10 +51,10 @@ def naive(prompt, n, **how):
   ids = list(prompt)
   for _ in range(n):
     tokens = np.zeros((1, 64), np.int32)
-    tokens[0, :len(ids)] = ids
+    tokens[0, : len(ids)] = ids
     logits = forward(**how)(tokens, (np.arange(64) < len(ids)).astype(np.int32)[None])
     ids.append(int(jnp.argmax(logits[0, len(ids) - 1])))
-  return ids[len(prompt):]
+  return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
@@ -62,11 +67,15 @@ def test_greedy_is_the_argmax_of_the_full_forward(variant):
     assert g.tolist() == naive(p, 20, **how)
 
 
-@pytest.mark.parametrize('rule', ['greedy()', 'temperature(t=1.3)', 'top_p(p=0.8) | temperature(t=0.9)'])
+@pytest.mark.parametrize(
+  'rule', ['greedy()', 'temperature(t=1.3)', 'top_p(p=0.8) | temperature(t=0.9)']
+)
 def test_a_row_alone_is_the_row_in_a_batch(rule):
   net, variables = instance()
   together = generate.generate(net, variables, PROMPTS, max_tokens=20, rule=rule, seed=3)
-  shuffled = generate.generate(net, variables, PROMPTS[::-1], max_tokens=20, rule=rule, seed=3)[::-1]
+  shuffled = generate.generate(net, variables, PROMPTS[::-1], max_tokens=20, rule=rule, seed=3)[
+    ::-1
+  ]
   for i, p in enumerate(PROMPTS):
     alone = generate.generate(net, variables, [p], max_tokens=20, rule=rule, seed=3)[0]
     assert alone.tolist() == together[i].tolist() == shuffled[i].tolist()
@@ -75,9 +84,13 @@ def test_a_row_alone_is_the_row_in_a_batch(rule):
 def test_logits_of_a_padded_row_are_those_of_the_row_alone():
   net, variables = instance()
   run = jax.jit(lambda x, ctx: embedding.logits(net.apply(variables, x, ctx))[:, -1])
+
   def last(prompts, columns):
     tokens, segments, positions = generate.left_padded(prompts, columns, len(prompts))
-    return np.asarray(run(jnp.asarray(tokens), kinds.Ctx(jnp.asarray(positions), jnp.asarray(segments))))
+    return np.asarray(
+      run(jnp.asarray(tokens), kinds.Ctx(jnp.asarray(positions), jnp.asarray(segments)))
+    )
+
   together = last(PROMPTS, 32)
   for p, row in zip(PROMPTS, together):
     _table.close(row, last([p], len(p))[0])
@@ -85,20 +98,29 @@ def test_logits_of_a_padded_row_are_those_of_the_row_alone():
 
 def test_samples_depend_on_seed_and_on_repetition_and_repeat_exactly():
   net, variables = instance()
-  ask = lambda seed: [g.tolist() for g in generate.generate(net, variables, [[1, 2], [1, 2]], max_tokens=20, rule='temperature(t=9.0)', seed=seed)]
+  ask = lambda seed: [
+    g.tolist()
+    for g in generate.generate(
+      net, variables, [[1, 2], [1, 2]], max_tokens=20, rule='temperature(t=9.0)', seed=seed
+    )
+  ]
   first, again, other = ask(0), ask(0), ask(1)
   assert first == again
   assert first[0] != first[1] and first[0] != other[0]
 
 
 def test_the_first_token_has_the_models_distribution():
-  """Chi-square over 1024 equal prompts: 10 degrees of freedom stay below 29.6 in all but one of a thousand tries."""
+  """Chi-square over 1024 equal prompts: 10 degrees of freedom stay below 29.6 in all but one of a
+  thousand tries.
+  """
   net, variables = instance()
   n, prompt = 1024, [1, 2, 3]
   got = generate.generate(net, variables, [prompt] * n, max_tokens=1, rule='temperature(t=4.0)')
   tokens = np.zeros((1, 64), np.int32)
   tokens[0, :3] = prompt
-  logits = np.asarray(forward()(tokens, (np.arange(64) < 3).astype(np.int32)[None]), np.float64)[0, 2] / 4
+  logits = (
+    np.asarray(forward()(tokens, (np.arange(64) < 3).astype(np.int32)[None]), np.float64)[0, 2] / 4
+  )
   p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
   counts = np.bincount([int(g[0]) for g in got], minlength=_table.VOCAB)
   assert np.sum((counts - n * p) ** 2 / (n * p)) < 29.6
@@ -109,7 +131,10 @@ def test_the_first_token_has_the_models_distribution():
 def test_a_mesh_changes_nothing(mode, n):
   """One prompt is fewer than the devices that share a batch."""
   net, variables = instance()
-  ask = lambda: [g.tolist() for g in generate.generate(net, variables, PROMPTS[:n], max_tokens=12, rule='top_p(p=0.9)')]
+  ask = lambda: [
+    g.tolist()
+    for g in generate.generate(net, variables, PROMPTS[:n], max_tokens=12, rule='top_p(p=0.9)')
+  ]
   want = ask()
   with jax.set_mesh(mesh_lib.make(dict(replica=1, data=4, tensor=2, mode=mode))):
     assert ask() == want
@@ -121,7 +146,7 @@ def test_eos_ends_its_row_alone():
   eos = plain[0][7]
   ended = [g.tolist() for g in generate.generate(net, variables, PROMPTS, max_tokens=20, eos=eos)]
   for a, b in zip(plain, ended):
-    assert b == (a[:a.index(eos)] if eos in a else a)
+    assert b == (a[: a.index(eos)] if eos in a else a)
   assert len({len(b) for b in ended}) > 1
 
 
@@ -130,10 +155,22 @@ def test_the_loop_stops_when_all_rows_have_ended():
   net, variables = instance()
   first = generate.generate(net, variables, [[1, 2, 3]], max_tokens=1)[0][0]
   kind = generate.registry.make('cache', 'full()')
-  cache = generate.prefill(generate.Fixed(net), variables, *generate.left_padded([[1, 2]], 16, 1), kind=kind, length=80)
+  cache = generate.prefill(
+    generate.Fixed(net), variables, *generate.left_padded([[1, 2]], 16, 1), kind=kind, length=80
+  )
   keys = generate.row_keys([[1, 2, 3]], 0)
-  out, (cache, positions) = generate.decode(generate.Fixed(net), variables, (cache, np.array([2], np.int32)), np.array([3], np.int32), keys,
-                                            np.array([False]), 50, first, rule='greedy()', tokens=64)
+  out, (cache, positions) = generate.decode(
+    generate.Fixed(net),
+    variables,
+    (cache, np.array([2], np.int32)),
+    np.array([3], np.int32),
+    keys,
+    np.array([False]),
+    50,
+    first,
+    rule='greedy()',
+    tokens=64,
+  )
   assert positions.tolist() == [3]
   assert np.asarray(out)[0, 0] == first and (np.asarray(out)[0, 1:] == -1).all()
 
@@ -148,9 +185,17 @@ def test_lengths_within_a_bucket_share_one_program():
   assert (generate.prefill._cache_size(), generate.decode._cache_size()) == before
 
 
-@pytest.mark.parametrize('prompts, n, words', [
-    ([[1], []], 4, 'prompt 1 is empty'), ([[_table.VOCAB]], 4, 'outside 0 ... 10'), ([[-1]], 4, 'outside'), ([[1]], 0, 'max_tokens=0'),
-    ([[1] * 70], 1, '70 tokens.*64'), ([[1] * 60], 6, 'at most 5')])
+@pytest.mark.parametrize(
+  'prompts, n, words',
+  [
+    ([[1], []], 4, 'prompt 1 is empty'),
+    ([[_table.VOCAB]], 4, 'outside 0 ... 10'),
+    ([[-1]], 4, 'outside'),
+    ([[1]], 0, 'max_tokens=0'),
+    ([[1] * 70], 1, '70 tokens.*64'),
+    ([[1] * 60], 6, 'at most 5'),
+  ],
+)
 def test_what_cannot_be_generated_is_refused(prompts, n, words):
   with pytest.raises(ValueError, match=words) as e:
     generate.generate(*instance(position='learned()'), prompts, max_tokens=n)
@@ -161,7 +206,9 @@ def test_positions_can_be_used_to_the_last():
   how = dict(position='learned()')
   got = generate.generate(*instance(**how), [[1] * 60], max_tokens=5)
   assert got[0].tolist()[:4] == naive([1] * 60, 4, **how) and len(got[0]) == 5
-  assert len(generate.generate(*instance(), [[1] * 60], max_tokens=9)[0]) == 9  # rotated positions have no end
+  assert (
+    len(generate.generate(*instance(), [[1] * 60], max_tokens=9)[0]) == 9
+  )  # rotated positions have no end
 
 
 def test_a_rule_or_cache_that_does_not_exist_is_refused():
@@ -174,7 +221,9 @@ def test_a_rule_or_cache_that_does_not_exist_is_refused():
 
 
 class Letters:
-  """Ids 0 ... 7 are the letters a ... h; the first letter of a text is written large, as if texts were treated apart."""
+  """Ids 0 ... 7 are the letters a ... h; the first letter of a text is written large, as if texts
+  were treated apart.
+  """
 
   vocab_size, bos, eos, pad, mask = _table.VOCAB, 8, 9, 10, None
 
@@ -193,9 +242,16 @@ def run(position, bos):
 def test_sample_text_adds_to_the_prompt_and_keeps_within_the_positions():
   for position in ('rope()', 'learned()'):
     variables = instance(position=position)[1]
-    text = generate.sample_text(run(position, False), variables, 'abc' * 20, max_tokens=40, rule='top_k(k=5)', seed=1)
+    text = generate.sample_text(
+      run(position, False), variables, 'abc' * 20, max_tokens=40, rule='top_k(k=5)', seed=1
+    )
     assert text and text == text.lower()
-  assert generate.sample_text(run('rope()', False), instance(position='rope()')[1], '', max_tokens=5, rule='greedy()') is not None
+  assert (
+    generate.sample_text(
+      run('rope()', False), instance(position='rope()')[1], '', max_tokens=5, rule='greedy()'
+    )
+    is not None
+  )
   plain = types.SimpleNamespace(bos=None, eos=None, encode=lambda t: np.zeros(0, np.int32))
   with pytest.raises(ValueError, match='empty'):
     generate.prompt_ids(plain, '', False)

@@ -1,4 +1,6 @@
-"""The language model that evals see: its numbers are those of one plain forward pass, whatever the order, batch and windows."""
+"""The language model that evals see: its numbers are those of one plain forward pass, whatever the
+order, batch and windows.
+"""
 
 import functools
 
@@ -34,7 +36,9 @@ class Letters:
     return np.array(out, np.int32)
 
   def decode(self, ids):
-    return ''.join({9: 'ab', 10: '', 11: ''}.get(int(i)) if int(i) > 8 else 'abcdefgh '[int(i)] for i in ids)
+    return ''.join(
+      {9: 'ab', 10: '', 11: ''}.get(int(i)) if int(i) > 8 else 'abcdefgh '[int(i)] for i in ids
+    )
 
 
 @functools.cache
@@ -44,26 +48,41 @@ def instance(**how):
 
 
 def make(tokenizer=None, *, how=(), **settings):
-  return lm_lib.LM(*instance(**dict(how)), tokenizer or Letters(), **dict(dict(length=LENGTH), **settings))
+  return lm_lib.LM(
+    *instance(**dict(how)), tokenizer or Letters(), **dict(dict(length=LENGTH), **settings)
+  )
 
 
 @functools.cache
 def compiled():
   net, variables = instance()
-  return jax.jit(lambda x, ctx: jax.nn.log_softmax(embedding.logits(net.apply(variables, x, ctx)), axis=-1))
+  return jax.jit(
+    lambda x, ctx: jax.nn.log_softmax(embedding.logits(net.apply(variables, x, ctx)), axis=-1)
+  )
 
 
 def plain(stream):
-  """Log-probability over the vocabulary after each token of a stream of at most LENGTH tokens: (tokens, V), float64."""
+  """Log-probability over the vocabulary after each token of a stream of at most LENGTH tokens:
+  (tokens, V), float64.
+  """
   tokens = np.zeros((1, LENGTH), np.int32)
-  tokens[0, :len(stream)] = stream
+  tokens[0, : len(stream)] = stream
   segments = (np.arange(LENGTH) < len(stream)).astype(np.int32)[None]
-  return np.asarray(compiled()(tokens, kinds.Ctx(jnp.arange(LENGTH)[None], segments)), np.float64)[0, :len(stream)]
+  return np.asarray(compiled()(tokens, kinds.Ctx(jnp.arange(LENGTH)[None], segments)), np.float64)[
+    0, : len(stream)
+  ]
 
 
 def expected(stream, scored):
-  """Log-probabilities of the last `scored` tokens, each after at most LENGTH tokens, by one pass a token."""
-  return np.array([plain(stream[max(0, i - LENGTH):i])[-1, stream[i]] for i in range(len(stream) - scored, len(stream))])
+  """Log-probabilities of the last `scored` tokens, each after at most LENGTH tokens, by one pass a
+  token.
+  """
+  return np.array(
+    [
+      plain(stream[max(0, i - LENGTH) : i])[-1, stream[i]]
+      for i in range(len(stream) - scored, len(stream))
+    ]
+  )
 
 
 def random_pairs(n, seed=0, longest=10):
@@ -79,7 +98,7 @@ def test_tokens_have_the_log_probabilities_of_the_forward_pass():
     stream = (context or [10]) + continuation
     assert logp.dtype == np.float64
     np.testing.assert_allclose(logp, expected(stream, len(continuation)), atol=1e-5)
-    table = plain(stream[:-1])[-len(continuation):]
+    table = plain(stream[:-1])[-len(continuation) :]
     assert right.tolist() == (table.argmax(axis=-1) == continuation).tolist()
 
 
@@ -98,7 +117,7 @@ def test_contexts_are_cut_from_the_left():
   context, continuation = [1, 2, 3] * 20, [4, 5]
   got = make().loglikelihood_tokens([(context, continuation)])[0][0]
   whole = context + continuation
-  table = plain(whole[-LENGTH - 1:-1])
+  table = plain(whole[-LENGTH - 1 : -1])
   np.testing.assert_allclose(got, [table[-2, 4], table[-1, 5]], atol=1e-5)
 
 
@@ -111,7 +130,7 @@ def test_long_continuations_keep_half_the_length_as_context(n):
   want = []
   for start in range(3, len(stream), piece):
     stop = min(start + piece, len(stream))
-    window = stream[max(0, stop - LENGTH - 1):stop]
+    window = stream[max(0, stop - LENGTH - 1) : stop]
     table = plain(window[:-1])
     want += [table[i - 1, window[i]] for i in range(len(window) - (stop - start), len(window))]
   np.testing.assert_allclose(got, want, atol=1e-5)
@@ -119,7 +138,10 @@ def test_long_continuations_keep_half_the_length_as_context(n):
 
 def test_a_pair_is_encoded_as_one_text():
   lm = make()
-  assert lm.encode_pair('c a', 'b') == ([2, 8], [9])  # the border lies inside 'ab', which belongs to the continuation
+  assert lm.encode_pair('c a', 'b') == (
+    [2, 8],
+    [9],
+  )  # the border lies inside 'ab', which belongs to the continuation
   assert lm.encode_pair('c ', 'de') == ([2], [8, 3, 4])  # the space moves to the continuation
   assert lm.encode_pair('c', ' de') == ([2], [8, 3, 4])
   assert lm.encode_pair('', 'de') == ([], [3, 4])
@@ -130,7 +152,9 @@ def test_a_pair_is_encoded_as_one_text():
 
 def test_the_sum_is_that_of_the_whole_less_that_of_the_context():
   lm = make()
-  [(pair, _), (whole, _), (context, _)] = lm.loglikelihood([('cde', ' fgh'), ('', 'cde fgh'), ('', 'cde')])
+  [(pair, _), (whole, _), (context, _)] = lm.loglikelihood(
+    [('cde', ' fgh'), ('', 'cde fgh'), ('', 'cde')]
+  )
   bos = make(bos=True).loglikelihood([('cde', ' fgh')])[0][0]
   np.testing.assert_allclose(bos, whole - context, atol=1e-5)
   assert abs(pair - bos) > 1e-3  # without bos the context begins with its own first token
@@ -140,13 +164,15 @@ def test_greedy_is_whether_decoding_gives_it():
   lm = make()
   text = lm.generate(['cde'], 4)[0]
   assert lm.loglikelihood([('cde', text)])[0][1]
-  wrong = ('d' if text[-1] != 'd' else 'e')
+  wrong = 'd' if text[-1] != 'd' else 'e'
   assert not lm.loglikelihood([('cde', text[:-1] + wrong)])[0][1]
   assert not lm.loglikelihood([('cde', wrong + text[1:])])[0][1] or text[0] == wrong
 
 
-@pytest.mark.parametrize('tokenizer, name, prefix', [
-    (Letters(), 'bos', 10), (Letters(bos=None), 'eos', 11), (Letters(None, None), 'none', None)])
+@pytest.mark.parametrize(
+  'tokenizer, name, prefix',
+  [(Letters(), 'bos', 10), (Letters(bos=None), 'eos', 11), (Letters(None, None), 'none', None)],
+)
 def test_the_first_token_follows_the_prefix(tokenizer, name, prefix):
   lm = make(tokenizer)
   assert lm.protocol == dict(length=LENGTH, prefix=name)
@@ -167,8 +193,10 @@ def test_windows_score_each_token_once(length):
     stream = np.arange(100, 100 + n)
     for stride in range(1, length + 1):
       windows = lm_lib.rolling_windows(0, stream, length, stride)
-      assert [int(t) for w in windows for t in w.tokens[-w.scored:]] == stream[1:].tolist()
-      assert all(2 <= len(w.tokens) <= length + 1 and 1 <= w.scored < len(w.tokens) for w in windows)
+      assert [int(t) for w in windows for t in w.tokens[-w.scored :]] == stream[1:].tolist()
+      assert all(
+        2 <= len(w.tokens) <= length + 1 and 1 <= w.scored < len(w.tokens) for w in windows
+      )
       assert all(w.tokens[0] == 100 + k * stride for k, w in enumerate(windows))
       assert all(w.scored == stride for w in windows[1:-1])
 
@@ -178,7 +206,7 @@ def test_rolling_has_the_log_probabilities_of_its_windows(stride):
   ids = [int(i) for i in np.random.default_rng(3).integers(0, 9, 45)]
   stream, step, want, done, start = [10] + ids, stride or LENGTH, [], 1, 0
   while done < len(stream):
-    table = plain(stream[start:start + LENGTH])
+    table = plain(stream[start : start + LENGTH])
     stop = min(start + LENGTH + 1, len(stream))
     want += [table[i - 1 - start, stream[i]] for i in range(done, stop)]
     done, start = stop, start + step
@@ -219,7 +247,7 @@ def test_generated_text_ends_before_the_stop_and_prompts_are_cut():
   lm = make()
   text = lm.generate(['cde'], 8)[0]
   assert 1 <= len(text)
-  assert lm.generate(['cde'], 8, stop=[text[2:4]])[0] == text[:text.index(text[2:4])]
+  assert lm.generate(['cde'], 8, stop=[text[2:4]])[0] == text[: text.index(text[2:4])]
   prompts = ['cde', 'c' * 20 + 'dh' * 10, 'f']
   together = lm.generate(prompts, 8)
   assert together == [lm.generate([p], 8)[0] for p in prompts]

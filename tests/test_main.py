@@ -1,4 +1,6 @@
-"""The command line as a person uses it: a run, its resume, its samples and evals, and what bad input gets."""
+"""The command line as a person uses it: a run, its resume, its samples and evals, and what bad
+input gets.
+"""
 
 import json
 import pathlib
@@ -10,10 +12,21 @@ from lmjax import main as main_lib
 from lmjax import sample
 from lmjax.tracking import read_metrics
 
-TINY = ['--config.model.width=16', '--config.model.depth=2', '--config.model.mixer.head_dim=8', '--config.data.length=16',
-        '--config.batch_tokens=64', '--config.eval.batches=2', '--config.sample.tokens=8', '--config.steps=6',
-        '--config.checkpoint_every=2', '--config.eval.every=3', '--config.log_every=1', '--config.sample.every=3',
-        '--config.tensorboard=false']
+TINY = [
+  '--config.model.width=16',
+  '--config.model.depth=2',
+  '--config.model.mixer.head_dim=8',
+  '--config.data.length=16',
+  '--config.batch_tokens=64',
+  '--config.eval.batches=2',
+  '--config.sample.tokens=8',
+  '--config.steps=6',
+  '--config.checkpoint_every=2',
+  '--config.eval.every=3',
+  '--config.log_every=1',
+  '--config.sample.every=3',
+  '--config.tensorboard=false',
+]
 
 
 def run(workdir, *more, config='quickstart'):
@@ -39,13 +52,29 @@ def lines(workdir, kind):
 def test_run_directory_holds_what_it_should(finished):
   workdir, _ = finished
   have = {p.name for p in workdir.iterdir()}
-  assert {'config.json', 'fingerprint.txt', 'command.txt', 'versions.json', 'metrics.jsonl', 'checkpoints', 'report.html'} <= have
+  assert {
+    'config.json',
+    'fingerprint.txt',
+    'command.txt',
+    'versions.json',
+    'metrics.jsonl',
+    'checkpoints',
+    'report.html',
+  } <= have
   assert [m['step'] for m in lines(workdir, 'train')] == [1, 2, 3, 4, 5, 6]
   assert [m['step'] for m in lines(workdir, 'eval')] == [3, 6]
   assert len(lines(workdir, 'sample')) == 2
   train = lines(workdir, 'train')
   assert train[-1]['loss'] < train[0]['loss']
-  assert {'lr', 'grad_norm', 'update_norm', 'param_norm', 'tokens', 'tokens_per_second', 'data_wait'} <= set(train[-1])
+  assert {
+    'lr',
+    'grad_norm',
+    'update_norm',
+    'param_norm',
+    'tokens',
+    'tokens_per_second',
+    'data_wait',
+  } <= set(train[-1])
   config = json.loads((workdir / 'config.json').read_text())
   assert config['optim'].startswith('clip(norm=1.0) | adam(b1=')
 
@@ -62,22 +91,28 @@ def test_stopped_and_resumed_equals_straight(finished, tmp_path, monkeypatch):
   """Stopping after step 3 and starting again gives the straight run's metrics, bit for bit."""
   workdir, data = finished
   original = loop.Trainer._periodic
+
   def stop_at_3(self, done, state, due, *rest):
     original(self, done, state, due, *rest)
     if done == 3 and self.config['steps'] == 6:
       self.stop.signal = 15
+
   original_train = loop.Trainer.train
+
   def train(self, state, stop):
     self.stop = stop
     return original_train(self, state, stop)
+
   monkeypatch.setattr(loop.Trainer, 'train', train)
   monkeypatch.setattr(loop.Trainer, '_periodic', stop_at_3)
   assert run(tmp_path / 'w', *data) == 75
   monkeypatch.setattr(loop.Trainer, '_periodic', original)
   assert run(tmp_path / 'w', *data) == 0
   keys = ('step', 'loss', 'grad_norm', 'update_norm', 'param_norm', 'lr', 'tokens')
+
   def pick(w):
     return [{k: m[k] for k in keys} for m in lines(w, 'train')]
+
   assert pick(tmp_path / 'w') == pick(workdir)
   evals = lambda w: [(m['step'], m['loss'], m['bits_per_byte']) for m in lines(w, 'eval')]
   assert evals(tmp_path / 'w') == evals(workdir)
@@ -112,7 +147,9 @@ def test_init_from(finished, tmp_path, capsys):
 
 def test_sample_and_perplexity_of_a_file(finished, tmp_path, capsys):
   workdir, _ = finished
-  assert sample.main([f'--workdir={workdir}', '--prompt=To be', '--tokens=5', '--rule=greedy()']) == 0
+  assert (
+    sample.main([f'--workdir={workdir}', '--prompt=To be', '--tokens=5', '--rule=greedy()']) == 0
+  )
   out = capsys.readouterr().out
   assert out.startswith('To be') and len(out) > 6
   text = tmp_path / 'mine.txt'
@@ -132,24 +169,27 @@ def test_plan_list_explain(capsys):
 
 
 BAD = {
-    'misspelt key': ('--config.model.widht=3', "did you mean 'model.width'"),
-    'misspelt part': ('--config.model.mixer=gqqa()', "did you mean 'gqa'"),
-    'misspelt argument': ('--config.model.mixer.kv_head=2', "did you mean 'kv_heads'"),
-    'misspelt part in a chain': ('--config.optim.adm.b2=0.9', 'clip, adam, decay'),
-    'wrong type': ('--config.seed=1.5', 'a whole number is expected'),
-    'wrong argument type': ('--config.optim.adam.b2=high', 'float is expected'),
-    'out of range': ('--config.model.depth=0', 'at least 1'),
-    'heads do not divide': ('--config.model.mixer.head_dim=7', 'does not divide'),
-    'rows do not divide': ('--config.data.length=7', 'does not divide'),
-    'micro-batches do not divide': ('--config.micro_batches=3', 'do not divide'),
-    'a causal mixer for mlm': ('--config.objective=mlm()', 'looks both ways'),
-    'code instead of a spec': ('--config.objective=__import__("os").system("true")', 'expected name'),
-    'a group as a leaf': ('--config.model=3', 'this is a group'),
-    'no such file': ('--config.data.train=text(path="/no/such/file.txt")', '/no/such/file.txt'),
-    'weight of zero': ('--config.data.train=0.0*shakespeare() + 1.0*shakespeare()', 'positive'),
-    'negative weight': ('--config.data.train=-1.0*shakespeare() + 1.0*shakespeare()', 'config.data.train'),
-    'remat of no tensor': ('--config.model.remat=names(mixer_outt)', 'mixer_out'),
-    'too many devices': ('--config.mesh.data=7', 'config.mesh asks for 7 devices'),
+  'misspelt key': ('--config.model.widht=3', "did you mean 'model.width'"),
+  'misspelt part': ('--config.model.mixer=gqqa()', "did you mean 'gqa'"),
+  'misspelt argument': ('--config.model.mixer.kv_head=2', "did you mean 'kv_heads'"),
+  'misspelt part in a chain': ('--config.optim.adm.b2=0.9', 'clip, adam, decay'),
+  'wrong type': ('--config.seed=1.5', 'a whole number is expected'),
+  'wrong argument type': ('--config.optim.adam.b2=high', 'float is expected'),
+  'out of range': ('--config.model.depth=0', 'at least 1'),
+  'heads do not divide': ('--config.model.mixer.head_dim=7', 'does not divide'),
+  'rows do not divide': ('--config.data.length=7', 'does not divide'),
+  'micro-batches do not divide': ('--config.micro_batches=3', 'do not divide'),
+  'a causal mixer for mlm': ('--config.objective=mlm()', 'looks both ways'),
+  'code instead of a spec': ('--config.objective=__import__("os").system("true")', 'expected name'),
+  'a group as a leaf': ('--config.model=3', 'this is a group'),
+  'no such file': ('--config.data.train=text(path="/no/such/file.txt")', '/no/such/file.txt'),
+  'weight of zero': ('--config.data.train=0.0*shakespeare() + 1.0*shakespeare()', 'positive'),
+  'negative weight': (
+    '--config.data.train=-1.0*shakespeare() + 1.0*shakespeare()',
+    'config.data.train',
+  ),
+  'remat of no tensor': ('--config.model.remat=names(mixer_outt)', 'mixer_out'),
+  'too many devices': ('--config.mesh.data=7', 'config.mesh asks for 7 devices'),
 }
 
 
@@ -163,14 +203,18 @@ def test_bad_input_is_one_sentence(what, tmp_path, capsys):
   assert not (tmp_path / 'w' / 'checkpoints').exists()
 
 
-@pytest.mark.parametrize('content, expected', [
-    (b'', 'is empty'), (b'\xff\xfe bad', 'is not utf-8 text'), (b'short', 'do not fill one row')])
+@pytest.mark.parametrize(
+  'content, expected',
+  [(b'', 'is empty'), (b'\xff\xfe bad', 'is not utf-8 text'), (b'short', 'do not fill one row')],
+)
 def test_bad_files(content, expected, tmp_path, capsys):
   (tmp_path / 'x.txt').write_bytes(content)
   assert run(tmp_path / 'w', f'--config.data.train=text(path="{tmp_path}/x.txt")') == 2
   err = capsys.readouterr().err
   assert expected in err and 'x.txt' in err, err
-  assert not (tmp_path / 'w' / 'config.json').exists(), 'a run that never began must not claim its directory'
+  assert not (tmp_path / 'w' / 'config.json').exists(), (
+    'a run that never began must not claim its directory'
+  )
 
 
 def test_workdir_of_another_config(finished, capsys):
@@ -188,7 +232,9 @@ def test_workdir_that_is_a_file(tmp_path, capsys):
   assert (tmp_path / 'f').read_text() == 'mine'
 
 
-@pytest.mark.skipif(not pathlib.Path('/proc/self').exists(), reason='needs a folder that nobody may write to')
+@pytest.mark.skipif(
+  not pathlib.Path('/proc/self').exists(), reason='needs a folder that nobody may write to'
+)
 def test_unwritable_workdir(capsys):
   assert run('/proc/self/run') == 2
   err = capsys.readouterr().err

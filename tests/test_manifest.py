@@ -19,11 +19,11 @@ def step_dir(tmp_path):
   (path / 'state' / 'd' / 'a').write_bytes(bytes(range(256)) * 40)
   (path / 'cursor').write_text('{}')
   manifest.write(
-      path,
-      7,
-      leaves={'x': checkpoint_tree.describe(np.zeros((2, 3)))},
-      scores={'loss': 1.0},
-      version='1',
+    path,
+    7,
+    leaves={'x': checkpoint_tree.describe(np.zeros((2, 3)))},
+    scores={'loss': 1.0},
+    version='1',
   )
   return path
 
@@ -31,11 +31,10 @@ def step_dir(tmp_path):
 def test_an_untouched_checkpoint_has_no_problems(step_dir):
   assert manifest.verify(step_dir) == []
   body = manifest.read(step_dir)
-  assert body['step'] == 7 and body['lmjax'] == '1' and body['scores'] == {'loss': 1.}
+  assert body['step'] == 7 and body['lmjax'] == '1' and body['scores'] == {'loss': 1.0}
   assert body['leaves'] == {'x': {'shape': [2, 3], 'dtype': 'float64'}}
   assert (
-      sorted(body['files']) == ['cursor', 'state/d/a']
-      and body['files']['state/d/a']['size'] == 10240
+    sorted(body['files']) == ['cursor', 'state/d/a'] and body['files']['state/d/a']['size'] == 10240
   )
 
 
@@ -54,8 +53,8 @@ def test_each_kind_of_damage_is_named(step_dir):
   (step_dir / 'state/d/a').unlink()
   (step_dir / 'cursor').write_text('[]')
   assert manifest.verify(step_dir) == [
-      f'{step_dir}/state/d/a is missing',
-      f'{step_dir}/cursor does not match its checksum',
+    f'{step_dir}/state/d/a is missing',
+    f'{step_dir}/cursor does not match its checksum',
   ]
 
 
@@ -70,12 +69,14 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_seen(step_dir):
   whole = path.read_bytes()
   missed = []
   for i in range(0, len(whole), 3):
-    path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1:])
+    path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
     if not manifest.verify(step_dir, checksums=False):
       missed.append(i)
   # Only layout may differ without consequence: spaces between tokens are not part of what the
   # manifest says.
-  assert all(whole[i:i + 1].isspace() for i in missed), [whole[max(0, i - 9):i + 9] for i in missed]
+  assert all(whole[i : i + 1].isspace() for i in missed), [
+    whole[max(0, i - 9) : i + 9] for i in missed
+  ]
   path.write_bytes(whole[:-20])
   with pytest.raises(manifest.ManifestError, match='cannot be read'):
     manifest.read(step_dir)
@@ -105,10 +106,10 @@ def test_removal_does_not_follow_links(step_dir, tmp_path):
   (tmp_path / 'precious' / 'file').write_text('x')
   os.symlink(tmp_path / 'precious', step_dir / 'link')
   assert sorted(manifest.walk(manifest.epath.Path(step_dir))) == [
-      'cursor',
-      'link',
-      'manifest.json',
-      'state/d/a',
+    'cursor',
+    'link',
+    'manifest.json',
+    'state/d/a',
   ]
   manifest.remove(step_dir)
   assert (tmp_path / 'precious' / 'file').exists() and os.path.islink(step_dir / 'link')
@@ -120,12 +121,13 @@ def test_an_interrupted_removal_can_be_finished(step_dir, monkeypatch):
   def killed(self, missing_ok=False):
     calls.append(self)
     raise KeyboardInterrupt
+
   with monkeypatch.context() as m:
     m.setattr(type(manifest.epath.Path(step_dir)), 'unlink', killed)
     with pytest.raises(KeyboardInterrupt):
       manifest.remove(step_dir)
   assert (
-      calls and not (step_dir / manifest.NAME).exists()
+    calls and not (step_dir / manifest.NAME).exists()
   )  # never offered again, and still known to be ours
   manifest.remove(step_dir)
   assert not step_dir.exists()
@@ -146,8 +148,9 @@ def test_a_future_format_is_refused(step_dir):
 
 def test_names_do_not_depend_on_classes():
   import optax
+
   params = {'a/b': jnp.zeros(2), 'c': (jnp.zeros(3), [jnp.zeros(4)]), 'n': None, 'e': {}}
-  state = optax.chain(optax.clip(1.), optax.trace(.9)).init({'w': jnp.zeros(5)})
+  state = optax.chain(optax.clip(1.0), optax.trace(0.9)).init({'w': jnp.zeros(5)})
   names = checkpoint_tree.named_leaves({'p': params, 'o': state})
   assert list(names) == ['o/1/trace/w', 'p/a%2Fb', 'p/c/0', 'p/c/1/0']
   assert checkpoint_tree.empties({'p': params}) == ['p/e']
@@ -158,9 +161,9 @@ class Pair:
 
 
 jax.tree_util.register_pytree_with_keys(
-    Pair,
-    lambda p: (((jax.tree_util.GetAttrKey('x'), 1), (jax.tree_util.GetAttrKey('x'), 2)), None),
-    lambda *_: Pair(),
+  Pair,
+  lambda p: (((jax.tree_util.GetAttrKey('x'), 1), (jax.tree_util.GetAttrKey('x'), 2)), None),
+  lambda *_: Pair(),
 )
 
 
@@ -172,12 +175,16 @@ def test_leaves_without_a_name_of_their_own_are_refused(tree):
 
 def test_differences_name_path_and_both_values():
   d = lambda *shape, dtype='float32': checkpoint_tree.describe(jax.ShapeDtypeStruct(shape, dtype))
-  out = checkpoint_tree.differences({'a': d(2), 'b': d(2), 'c': d(2), 'same': d()},
-                             {'a': d(3), 'b': d(2, dtype='bfloat16'), 'new': d(1), 'same': d()})
-  assert out == ['a is float32[2] in the checkpoint and float32[3] here',
-                 'b is float32[2] in the checkpoint and bfloat16[2] here',
-                 'c is float32[2] in the checkpoint and absent here',
-                 'new is float32[1] here and absent from the checkpoint']
+  out = checkpoint_tree.differences(
+    {'a': d(2), 'b': d(2), 'c': d(2), 'same': d()},
+    {'a': d(3), 'b': d(2, dtype='bfloat16'), 'new': d(1), 'same': d()},
+  )
+  assert out == [
+    'a is float32[2] in the checkpoint and float32[3] here',
+    'b is float32[2] in the checkpoint and bfloat16[2] here',
+    'c is float32[2] in the checkpoint and absent here',
+    'new is float32[1] here and absent from the checkpoint',
+  ]
 
 
 def test_the_manifest_is_plain_json(step_dir):

@@ -1,4 +1,6 @@
-"""Parts by name: checked arguments, nearest names, context, nested parts, parts from outside, facts."""
+"""Parts by name: checked arguments, nearest names, context, nested parts, parts from outside,
+facts.
+"""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -26,7 +28,9 @@ def test_every_file_registers_the_part_of_its_name(kind, name):
 
 def example(kind, name):
   """The handle with its defaults, or None where an argument is required."""
-  required = [k for k, p in registry.signature(registry.get(kind, name)).items() if p.default is p.empty]
+  required = [
+    k for k, p in registry.signature(registry.get(kind, name)).items() if p.default is p.empty
+  ]
   return None if required else registry.make(kind, f'{name}()')
 
 
@@ -49,13 +53,24 @@ def test_every_part_refuses_an_argument_that_it_does_not_have(kind, name):
     registry.make(kind, f'{name}(zzz=1)')
 
 
-@pytest.mark.parametrize('spec, words', [
-    ('gqq()', "no mixer named 'gqq'; did you mean 'gqa'\\?.*There are: "), ('gqa(kvheads=2)', "did you mean 'kv_heads'\\?.*It takes: head_dim"),
-    ('gqa(head_dim="64")', "gqa.head_dim='64' is not accepted: int is expected"), ('gqa(head_dim=64.5)', 'int is expected'),
-    ('gqa(head_dim=True)', 'int is expected'), ('gqa(causal=1)', 'bool is expected'), ('gqa(window=(1, 2))', 'int or None is expected'),
-    ('gqa(position=3)', 'a position is expected'), ('gqa(position=ropy())', "did you mean 'rope'"), ('gqa(position=rope(bas=1.0))', "did you mean 'base'"),
-    ('gqa(position=rope(pairs="thirds"))', "'half' or 'interleaved' is expected"), ('gqa(position=alibi() | rope())', 'one position is expected'),
-    ('gqa(position=rope(pairs=half))', 'write text in quotes')])
+@pytest.mark.parametrize(
+  'spec, words',
+  [
+    ('gqq()', "no mixer named 'gqq'; did you mean 'gqa'\\?.*There are: "),
+    ('gqa(kvheads=2)', "did you mean 'kv_heads'\\?.*It takes: head_dim"),
+    ('gqa(head_dim="64")', "gqa.head_dim='64' is not accepted: int is expected"),
+    ('gqa(head_dim=64.5)', 'int is expected'),
+    ('gqa(head_dim=True)', 'int is expected'),
+    ('gqa(causal=1)', 'bool is expected'),
+    ('gqa(window=(1, 2))', 'int or None is expected'),
+    ('gqa(position=3)', 'a position is expected'),
+    ('gqa(position=ropy())', "did you mean 'rope'"),
+    ('gqa(position=rope(bas=1.0))', "did you mean 'base'"),
+    ('gqa(position=rope(pairs="thirds"))', "'half' or 'interleaved' is expected"),
+    ('gqa(position=alibi() | rope())', 'one position is expected'),
+    ('gqa(position=rope(pairs=half))', 'write text in quotes'),
+  ],
+)
 def test_faults_are_named_with_the_nearest_right_word(spec, words):
   with pytest.raises(SpecError, match=words):
     registry.make('mixer', spec)
@@ -68,7 +83,12 @@ def test_unknown_kinds_are_refused():
 
 def test_integral_floats_pass_for_integers_and_integers_for_floats():
   args = dict(registry.make('mixer', 'gqa(head_dim=1e2, cap=3)').args)
-  assert args['head_dim'] == 100 and type(args['head_dim']) is int and args['cap'] == 3.0 and type(args['cap']) is float
+  assert (
+    args['head_dim'] == 100
+    and type(args['head_dim']) is int
+    and args['cap'] == 3.0
+    and type(args['cap']) is float
+  )
   assert '1e2' not in str(registry.make('mixer', 'gqa(head_dim=1e2)'))
 
 
@@ -78,7 +98,10 @@ def test_context_is_given_by_the_framework_only():
   assert registry.make('position', 'learned()', length=7)(parent=None).length == 7
   with pytest.raises(AssertionError, match='no context'):
     registry.make('norm', 'rms_norm()', length=7)
-  assert registry.make('position', 'learned()', length=7) == registry.make('position', 'learned()', length=8)  # context is no argument
+  # Under jit a part is static: parts of different context must not share a program.
+  assert registry.make('position', 'learned()', length=7) != registry.make(
+    'position', 'learned()', length=8
+  )
 
 
 def test_chains_are_named():
@@ -107,9 +130,17 @@ class Outside:
 def test_a_part_from_another_package_is_checked_alike():
   part = registry.make('norm', f'{HERE}:Outside(size=3)')
   assert part() == Outside(3) and part.fact('scale_invariant') is False
-  assert str(part) == f"{HERE}:Outside(size=3, how='a', inner=None)" and registry.make('norm', str(part)) == part
-  for bad, words in (('Outside()', 'needs the argument'), ('Outside(size=-1)', 'size=-1'), ('Outsider(size=1)', "did you mean 'Outside'"),
-                     ('Outside(size=1, how="c")', "'a' or 'b'"), ('Outside(size=1, hwo="a")', "did you mean 'how'")):
+  assert (
+    str(part) == f"{HERE}:Outside(size=3, how='a', inner=None)"
+    and registry.make('norm', str(part)) == part
+  )
+  for bad, words in (
+    ('Outside()', 'needs the argument'),
+    ('Outside(size=-1)', 'size=-1'),
+    ('Outsider(size=1)', "did you mean 'Outside'"),
+    ('Outside(size=1, how="c")', "'a' or 'b'"),
+    ('Outside(size=1, hwo="a")', "did you mean 'how'"),
+  ):
     with pytest.raises(SpecError, match=words):
       registry.make('norm', f'{HERE}:{bad}')
   with pytest.raises(SpecError, match='cannot import no_such_module'):
@@ -130,8 +161,8 @@ def test_registering():
   @dataclasses.dataclass(frozen=True)
   class Declared:
     size: int = 1
-  Declared.__module__ = HERE
-  setattr(sys.modules[HERE], 'Declared', Declared)
+
+  vars(sys.modules[HERE])['Declared'] = Declared
   try:
     assert registry.make('norm', f'{HERE}:Declared(size=2)').fact('scale_invariant') is True
     assert registry.make('norm', f'{HERE}:Declared()').fact('scale_invariant') is False
@@ -146,11 +177,23 @@ def test_registering():
 
 def test_nothing_is_imported_but_what_is_named():
   import subprocess
-  code = ('import sys; from lmjax import registry; registry.names("mixer"); registry.make("norm", "rms_norm()"); '
-          'print([m for m in sys.modules if m.startswith("lmjax.models.norms.") or m.startswith("lmjax.models.mixers.")])')
-  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=registry.__file__.rsplit('/', 2)[0])
+
+  code = (
+    'import sys; from lmjax import registry; registry.names("mixer"); '
+    'registry.make("norm", "rms_norm()"); rooms = "lmjax.models.norms.", "lmjax.models.mixers."; '
+    'print([m for m in sys.modules if m.startswith(rooms)])'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=registry.__file__.rsplit('/', 2)[0],
+  )
   assert out.stdout.strip() == "['lmjax.models.norms.rms_norm']"
 
 
 def test_specs_that_are_calls_already_are_accepted():
-  assert registry.make('norm', specs.call('rms_norm(eps=0.5)')) == registry.make('norm', 'rms_norm(eps=0.5)')
+  assert registry.make('norm', specs.call('rms_norm(eps=0.5)')) == registry.make(
+    'norm', 'rms_norm(eps=0.5)'
+  )

@@ -1,4 +1,6 @@
-"""What the backward pass keeps changes nothing but memory; the names of tensors are a closed vocabulary."""
+"""What the backward pass keeps changes nothing but memory; the names of tensors are a closed
+vocabulary.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,20 @@ import _table
 from lmjax.nn import embedding
 from lmjax.parallel import remat
 
-POLICIES = ('full', 'dots', 'names(mixer_out)', 'names(qkv, ffn_hidden, mixer_in, mixer_out, ffn_in, ffn_out)')
+POLICIES = (
+  'full',
+  'dots',
+  'names(mixer_out)',
+  'names(qkv, ffn_hidden, mixer_in, mixer_out, ffn_in, ffn_out)',
+)
 
 
 def loss(params, policy):
   net = _table.model(remat=policy, blocks__block__ffn='swiglu()')
   tokens = _table.batch(np.ones((2, _table.STEPS), int))['tokens']
-  return jnp.mean(jax.nn.log_softmax(embedding.logits(net.apply(params, tokens, _table.ctx())))[..., 0])
+  return jnp.mean(
+    jax.nn.log_softmax(embedding.logits(net.apply(params, tokens, _table.ctx())))[..., 0]
+  )
 
 
 def params():
@@ -53,8 +62,16 @@ def test_every_name_is_tagged_somewhere():
     assert f'name={name}' in jaxpr, name
 
 
-@pytest.mark.parametrize('text, word', [
-    ('all', "'all'"), ('names(mixer)', "'mixer'"), ('names()', 'at least one'), ('names(qkv', 'names'), ('Full', "'Full'")])
+@pytest.mark.parametrize(
+  'text, word',
+  [
+    ('all', "'all'"),
+    ('names(mixer)', "'mixer'"),
+    ('names()', 'at least one'),
+    ('names(qkv', 'names'),
+    ('Full', "'Full'"),
+  ],
+)
 def test_refusals(text, word):
   with pytest.raises(ValueError, match=word) as e:
     remat.policy(text)
@@ -62,6 +79,10 @@ def test_refusals(text, word):
 
 
 def test_none_is_no_remat():
-  assert remat.policy('none') == (False, None) and remat.policy('') == (False, None) and remat.policy('full') == (True, None)
+  assert (
+    remat.policy('none') == (False, None)
+    and remat.policy('') == (False, None)
+    and remat.policy('full') == (True, None)
+  )
   with pytest.raises(AssertionError):
     remat.tag(jnp.ones(1), 'nonsense')

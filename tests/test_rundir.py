@@ -22,16 +22,17 @@ def test_a_fresh_directory_holds_config_command_and_versions(tmp_path):
   run = _open(tmp_path / 'a' / 'b', command=['python', '-m', 'x', '--config.a=two words'])
   assert not run.resumed and run.checkpoints == run.path / 'checkpoints'
   assert (
-      json.loads((run.path / 'config.json').read_text())
-      == CONFIG | {'shape': [1, 2]}
-      == rundir.read_config(run.path)
+    json.loads((run.path / 'config.json').read_text())
+    == CONFIG | {'shape': [1, 2]}
+    == rundir.read_config(run.path)
   )
   assert (run.path / 'fingerprint.txt').read_text() == 'aa\n'
   assert (
-      (run.path / 'command.txt').read_text().rstrip().endswith("python -m x '--config.a=two words'")
+    (run.path / 'command.txt').read_text().rstrip().endswith("python -m x '--config.a=two words'")
   )
   versions = json.loads((run.path / 'versions.json').read_text())[-1]
   import jax
+
   assert versions['jax'] == jax.__version__ and versions['device'] and 'commit' in versions
 
 
@@ -48,8 +49,8 @@ def test_new_versions_are_appended(tmp_path, monkeypatch):
   monkeypatch.setattr(rundir, 'versions', lambda: {'jax': 'next'})
   _open(tmp_path)
   assert [v['jax'] == 'next' for v in json.loads((tmp_path / 'versions.json').read_text())] == [
-      False,
-      True,
+    False,
+    True,
   ]
 
 
@@ -100,13 +101,13 @@ def test_a_directory_of_another_program_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    'bad, why',
-    [
-        ('', 'is empty'),
-        ('gs://bucket/run', 'not a local directory'),
-        ('/dev/null', 'is a file'),
-        ('/dev/null/run', 'is a file'),
-    ],
+  'bad, why',
+  [
+    ('', 'is empty'),
+    ('gs://bucket/run', 'not a local directory'),
+    ('/dev/null', 'is a file'),
+    ('/dev/null/run', 'is a file'),
+  ],
 )
 def test_unusable_paths_get_one_sentence(bad, why):
   with pytest.raises(ValueError, match=why) as e:
@@ -117,6 +118,7 @@ def test_unusable_paths_get_one_sentence(bad, why):
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
   def refused(*_, **__):
     raise PermissionError(13, 'Permission denied', str(tmp_path))
+
   monkeypatch.setattr(rundir, '_append_command', refused)
   with pytest.raises(ValueError, match='cannot be written: Permission denied'):
     _open(tmp_path)
@@ -133,8 +135,10 @@ def test_other_processes_only_check(tmp_path):
 def test_two_processes_cannot_share_a_directory(tmp_path):
   held = rundir.open_rundir(tmp_path, CONFIG, 'aa')
   code = f'from lmjax import rundir; rundir.open_rundir({str(tmp_path)!r}, {CONFIG!r}, "aa")'
+
   def other():
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+
   refused = other()
   assert refused.returncode and f'in use by process {os.getpid()} on' in refused.stderr
   held.close()

@@ -1,6 +1,8 @@
-"""A real pretrained model against the outputs of two independent implementations: model, tokenizer, scoring and decoding together.
+"""A real pretrained model against the outputs of two independent implementations: model, tokenizer,
+scoring and decoding together.
 
-llama2.c's stories15M (6 layers, 288 wide) on 140 stories: every log-probability, three greedy continuations, last-position logits.
+llama2.c's stories15M (6 layers, 288 wide) on 140 stories: every log-probability, three greedy
+continuations, last-position logits.
 """
 
 import json
@@ -41,7 +43,9 @@ def tokenizer(test_data):
 @pytest.fixture(scope='module')
 def reference(test_data):
   """(ids of each story, their log-probabilities)."""
-  with np.load(test_data / 'reference' / 'stories15M' / 'tinystories_valid_logprobs.npz', allow_pickle=False) as f:
+  with np.load(
+    test_data / 'reference' / 'stories15M' / 'tinystories_valid_logprobs.npz', allow_pickle=False
+  ) as f:
     ids, offsets, logp = f['ids'].astype(int), f['offsets'], f['logprob']
   return [ids[a:b] for a, b in zip(offsets, offsets[1:])], logp
 
@@ -56,7 +60,9 @@ def test_every_token_of_140_stories_within_a_thousandth(loaded, tokenizer, refer
   stories, want = reference
   lm = lm_lib.LM(*loaded, tokenizer, length=256)
   assert lm.protocol == dict(length=256, prefix='bos')
-  found = lm.loglikelihood_tokens([((), s[1:]) for s in stories])  # an empty context is the bos token
+  found = lm.loglikelihood_tokens(
+    [((), s[1:]) for s in stories]
+  )  # an empty context is the bos token
   got = np.concatenate([logp for logp, _ in found])
   assert got.shape == want.shape == (28_156,)
   assert np.max(np.abs(got - want)) < 1e-3
@@ -67,17 +73,25 @@ def test_every_token_of_140_stories_within_a_thousandth(loaded, tokenizer, refer
 def test_rolling_scores_a_story_as_one_window_does(loaded, tokenizer, reference):
   stories, want = reference
   lm = lm_lib.LM(*loaded, tokenizer, length=256)
-  np.testing.assert_allclose(lm.rolling(stories[0][1:]), want[:len(stories[0]) - 1], atol=1e-3)
+  np.testing.assert_allclose(lm.rolling(stories[0][1:]), want[: len(stories[0]) - 1], atol=1e-3)
 
 
 @pytest.mark.parametrize('together', [True, False], ids=['ragged batch', 'alone'])
 def test_greedy_continuations_with_a_cache(loaded, tokenizer, prompts, together):
   wanted = [p['greedy_ids'] for p in prompts]
   groups = [prompts] if together else [[p] for p in prompts]
-  got = [new for g in groups for new in generate.generate(*loaded, [p['prompt_ids'] for p in g], max_tokens=len(wanted[0]), eos=tokenizer.eos)]
+  got = [
+    new
+    for g in groups
+    for new in generate.generate(
+      *loaded, [p['prompt_ids'] for p in g], max_tokens=len(wanted[0]), eos=tokenizer.eos
+    )
+  ]
   for new, want, p in zip(got, wanted, prompts):
     assert new.tolist() == want
-    assert generate.new_text(tokenizer, p['prompt_ids'], new.tolist()).strip(' ') == p['greedy_text'].strip(' ')
+    assert generate.new_text(tokenizer, p['prompt_ids'], new.tolist()).strip(' ') == p[
+      'greedy_text'
+    ].strip(' ')
 
 
 def test_text_in_text_out(loaded, tokenizer, prompts):
@@ -93,13 +107,19 @@ def test_last_position_logits(loaded, prompts):
   ids = [p['prompt_ids'] for p in prompts]
   tokens, segments, positions = generate.left_padded(ids, 16, len(ids))
   run = jax.jit(lambda v, x, ctx: embedding.logits(architecture.apply(v, x, ctx))[:, -1])
-  found = np.asarray(run(variables, jnp.asarray(tokens), kinds.Ctx(positions_BT=positions, segments_BT=segments)), np.float64)
+  found = np.asarray(
+    run(variables, jnp.asarray(tokens), kinds.Ctx(positions_BT=positions, segments_BT=segments)),
+    np.float64,
+  )
   for p, logits in zip(prompts, found):
     top = np.argsort(-logits, kind='stable')[:10]
     assert top.tolist() == [i for i, _ in p['last_logits_top10']]
     np.testing.assert_allclose(logits[top], [x for _, x in p['last_logits_top10']], atol=1e-3)
     assert abs(logits.mean() - p['last_logits_mean']) < 1e-3
-    assert abs(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - p['last_logits_logsumexp']) < 1e-3
+    assert (
+      abs(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - p['last_logits_logsumexp'])
+      < 1e-3
+    )
 
 
 def test_the_tokenizer_gives_the_stored_ids(test_data, tokenizer, reference, prompts):
@@ -112,9 +132,15 @@ def test_the_tokenizer_gives_the_stored_ids(test_data, tokenizer, reference, pro
     assert generate.prompt_ids(tokenizer, p['prompt'], True) == p['prompt_ids']
 
 
-@pytest.mark.parametrize('change, named', [
-    (dict(hidden_dim=767), 'segment_0/0_block/ffn'), (dict(n_layers=5), 'segment_0/0_block'), (dict(shared_classifier=None), None),
-    (dict(n_heads=7), 'n_heads=7')])
+@pytest.mark.parametrize(
+  'change, named',
+  [
+    (dict(hidden_dim=767), 'segment_0/0_block/ffn'),
+    (dict(n_layers=5), 'segment_0/0_block'),
+    (dict(shared_classifier=None), None),
+    (dict(n_heads=7), 'n_heads=7'),
+  ],
+)
 def test_a_config_that_does_not_fit_is_named(checkpoint, tmp_path, change, named):
   shutil.copyfile(checkpoint / 'weights_fp16.npz', tmp_path / 'weights_fp16.npz')
   config = json.loads((checkpoint / 'config.json').read_text()) | change
@@ -133,6 +159,26 @@ def test_missing_and_cut_off_files_are_named(checkpoint, tmp_path):
   with pytest.raises(ValueError, match='weights_fp16.npz'):
     llama2c.load(str(tmp_path))
   weights = (checkpoint / 'weights_fp16.npz').read_bytes()
-  (tmp_path / 'weights_fp16.npz').write_bytes(weights[:len(weights) // 2])
+  (tmp_path / 'weights_fp16.npz').write_bytes(weights[: len(weights) // 2])
   with pytest.raises(ValueError, match='weights_fp16.npz'):
     llama2c.load(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_floor_of_its_own_samples(loaded, tokenizer, test_data):
+  """The model scores the text that it wrote itself at the known floor, token by token; nothing may
+  go below it.
+  """
+  with np.load(test_data / 'lm' / 'tinystories_synth' / 'valid_ids.npz', allow_pickle=False) as f:
+    ids, offsets, want = f['ids'].astype(int), f['offsets'], f['logprob']
+  summary = json.loads(
+    (test_data / 'lm' / 'tinystories_synth' / 'summary.json').read_text('utf-8')
+  )['valid']
+  lm = lm_lib.LM(*loaded, tokenizer, length=256)
+  found = lm.loglikelihood_tokens([((), ids[a:b]) for a, b in zip(offsets, offsets[1:])])
+  got = np.concatenate([logp for logp, _ in found])
+  assert got.shape == (summary['tokens'],)
+  # The stored weights are the source's rounded to float16, which moves a log-probability by up to a
+  # hundredth.
+  assert np.max(np.abs(got - want)) < 0.05
+  assert abs(-got.mean() - summary['source_model_nll']) < 1e-3

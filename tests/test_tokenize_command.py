@@ -26,6 +26,7 @@ def run(capfd):
     status = tokenize.main([str(a) for a in argv])
     out, err = capfd.readouterr()
     return status, out.strip(), err.strip()
+
   return call
 
 
@@ -52,8 +53,18 @@ def test_train_bpe_then_encode_and_decode(run, corpus, tmp_path):
 @pytest.mark.parametrize('model_type', ['unigram', 'bpe'])
 def test_train_sentencepiece(run, corpus, tmp_path, model_type):
   out = tmp_path / 'sp.model'
-  status, _, err = run('train', 'sentencepiece', '--model-type', model_type, '--files', *corpus,
-                       '--vocab-size', 300, '--out', out)
+  status, _, err = run(
+    'train',
+    'sentencepiece',
+    '--model-type',
+    model_type,
+    '--files',
+    *corpus,
+    '--vocab-size',
+    300,
+    '--out',
+    out,
+  )
   assert status == 0, err
   train = registry.get('tokenizer', 'sentencepiece').obj.train
   made = train([TEXT[:5000], TEXT[5000:]], 300, model_type=model_type)
@@ -64,8 +75,18 @@ def test_train_sentencepiece(run, corpus, tmp_path, model_type):
 
 
 def test_options_are_passed_on(run, corpus, tmp_path):
-  status, _, err = run('train', 'bpe', '--files', *corpus, '--vocab-size', 300,
-                       '--out', tmp_path / 'o', '--min-frequency', 10**6)
+  status, _, err = run(
+    'train',
+    'bpe',
+    '--files',
+    *corpus,
+    '--vocab-size',
+    300,
+    '--out',
+    tmp_path / 'o',
+    '--min-frequency',
+    10**6,
+  )
   assert status == 2 and 'gives only 257 entries with pairs seen 1000000 times' in err
 
 
@@ -74,10 +95,23 @@ def test_any_number_of_cores_gives_the_same_file(tmp_path, corpus):
   for threads in ('1', '4'):
     out = tmp_path / f'{threads}.json'
     subprocess.run(
-        [sys.executable, '-m', 'lmjax.tokenize', 'train', 'bpe', '--files', *map(str, corpus),
-         '--vocab-size', '350', '--out', out],
-        check=True, env=os.environ | {'RAYON_NUM_THREADS': threads},
-        cwd=pathlib.Path(__file__).parents[1])
+      [
+        sys.executable,
+        '-m',
+        'lmjax.tokenize',
+        'train',
+        'bpe',
+        '--files',
+        *map(str, corpus),
+        '--vocab-size',
+        '350',
+        '--out',
+        out,
+      ],
+      check=True,
+      env=os.environ | {'RAYON_NUM_THREADS': threads},
+      cwd=pathlib.Path(__file__).parents[1],
+    )
     made.append(out.read_bytes())
   assert made[0] == made[1]
 
@@ -92,14 +126,16 @@ def test_wrong_input_is_one_sentence(run, corpus, tmp_path):
   bad.write_bytes(b'a' * (1 << 20) + b'bc\xff')
   train = ('train', 'bpe', '--vocab-size', 300, '--out', out, '--files')
   cases = (
-      ((*train, corpus[0], tmp_path / 'none.txt'), f'no file {tmp_path / "none.txt"}'),
-      ((*train, bad), f'{bad} is not UTF-8 text: byte {(1 << 20) + 2} is 0xff'),
-      (('train', 'bpe', '--vocab-size', 3, '--out', out, '--files', *corpus), 'vocab_size=3'),
-      (('train', 'bpe', '--vocab-size', 300, '--out', tmp_path / 'no' / 'x', '--files', *corpus),
-       'there is no folder'),
-      (('encode', '--tokenizer=bpe(paht="x")', 'text'), "did you mean 'path'"),
-      (('encode', f'--tokenizer=bpe(path="{out}")', 'text'), f'no file {out}'),
-      (('decode', '--tokenizer=bytes()', 260), 'id 260 is not in the vocabulary'),
+    ((*train, corpus[0], tmp_path / 'none.txt'), f'no file {tmp_path / "none.txt"}'),
+    ((*train, bad), f'{bad} is not UTF-8 text: byte {(1 << 20) + 2} is 0xff'),
+    (('train', 'bpe', '--vocab-size', 3, '--out', out, '--files', *corpus), 'vocab_size=3'),
+    (
+      ('train', 'bpe', '--vocab-size', 300, '--out', tmp_path / 'no' / 'x', '--files', *corpus),
+      'there is no folder',
+    ),
+    (('encode', '--tokenizer=bpe(paht="x")', 'text'), "did you mean 'path'"),
+    (('encode', f'--tokenizer=bpe(path="{out}")', 'text'), f'no file {out}'),
+    (('decode', '--tokenizer=bytes()', 260), 'id 260 is not in the vocabulary'),
   )
   for argv, words in cases:
     status, _, err = run(*argv)

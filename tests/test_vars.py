@@ -1,4 +1,6 @@
-"""Variables that are not trained ride in the state, through scanned layers, micro-batches and the guard; outside parts are named in configs."""
+"""Variables that are not trained ride in the state, through scanned layers, micro-batches and the
+guard; outside parts are named in configs.
+"""
 
 import pathlib
 import sys
@@ -12,8 +14,14 @@ from lmjax import build
 from lmjax import config
 
 HERE = pathlib.Path(__file__).parent
-SMALL = [('model.width', '16'), ('model.depth', '3'), ('data.length', '8'), ('batch_tokens', '32'),
-         ('model.mixer.head_dim', '8'), ('model.norm', 'outside.running_norm:RunningNorm(momentum=0.5)')]
+SMALL = [
+  ('model.width', '16'),
+  ('model.depth', '3'),
+  ('data.length', '8'),
+  ('batch_tokens', '32'),
+  ('model.mixer.head_dim', '8'),
+  ('model.norm', 'outside.running_norm:RunningNorm(momentum=0.5)'),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +36,16 @@ def make(*more):
 
 
 def batch(run, seed=0):
-  tokens = np.random.default_rng(seed).integers(0, 256, (run.rows, run.length + run.lookahead)).astype(np.int32)
+  tokens = (
+    np.random.default_rng(seed)
+    .integers(0, 256, (run.rows, run.length + run.lookahead))
+    .astype(np.int32)
+  )
   ones = np.ones_like(tokens)
-  return jax.tree.map(jnp.asarray, dict(tokens=tokens, segments=ones, positions=np.cumsum(ones, 1, dtype=np.int32) - 1))
+  return jax.tree.map(
+    jnp.asarray,
+    dict(tokens=tokens, segments=ones, positions=np.cumsum(ones, 1, dtype=np.int32) - 1),
+  )
 
 
 def means(state):
@@ -40,12 +55,18 @@ def means(state):
 def test_each_layer_has_its_own_and_training_moves_it():
   run = make()
   state = run.init(jax.random.key(0))
-  assert set(state.vars) == {'vars'} and all(m.shape == (3, 16) for m in means(state)) and len(means(state)) == 2
+  assert (
+    set(state.vars) == {'vars'}
+    and all(m.shape == (3, 16) for m in means(state))
+    and len(means(state)) == 2
+  )
   after, _ = jax.jit(run.step)(state, batch(run), jax.random.key(1))
   for m in means(after):
     assert np.all(np.abs(m).max(axis=1) > 0)
     assert not np.allclose(m[0], m[1])
-  assert not any('mean' in jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(after.opt))
+  assert not any(
+    'mean' in jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(after.opt)
+  )
 
 
 def test_micro_batches_each_update_them():

@@ -1,17 +1,24 @@
 """Training step on the CPU: lmjax against PyTorch, the same tiny GPT, in one interleaved run.
 
-command: python experiments/perf/cpu_step.py
+command: python experiments/perf/cpu_step.py           the race; writes cpu_step.json beside this file
+         python experiments/perf/cpu_step.py --pieces  CPU time of the parts of lmjax's step
 
-The model: 4 layers, width 256, 4 heads of 64, T = 256, bytes, float32, RMS norm, GELU (tanh) of 1024, learned positions, tied
-embeddings, AdamW, 16 rows a step. lmjax runs its real step: documents masked, norms and metrics computed, and the guard against updates that are
-not finite; PyTorch runs forward, backward and a `foreach` AdamW, eager and under torch.compile, and does none of those three.
+The model: 4 layers, width 256, 4 heads of 64, T = 256, bytes, float32, RMS norm, GELU (tanh) of
+1024, learned positions, tied embeddings, AdamW, 16 rows a step. lmjax runs its real step: documents
+masked, norms and metrics computed, and the guard against updates that are not finite; PyTorch runs
+forward, backward and a `foreach` AdamW, eager and under torch.compile, and does none of those
+three.
 
-Every contestant is a live process. They take turns, a few steps each, so that whatever else the machine does hits all alike: only ratios
-between turns of one round, and CPU seconds, mean anything; tokens a second hold for this machine at this hour.
+Every contestant is a live process. They take turns, a few steps each, so that whatever else the
+machine does hits all alike: only ratios between turns of one round, and CPU seconds, mean anything;
+tokens a second hold for this machine at this hour.
+
+`NAME+heap` is the same contestant with a malloc that keeps what is freed, see `keep_heap`.
 """
 
 import argparse
 import contextlib
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -25,33 +32,78 @@ import tempfile
 import time
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCAB, HIDDEN = 4, 256, 4, 256, 256, 1024
-CONTESTANTS = ('lmjax', 'lmjax-scan', 'torch-eager', 'torch-compile')
+CONTESTANTS = (
+  'lmjax+heap',
+  'lmjax',
+  'lmjax-scan+heap',
+  'lmjax-scan',
+  'torch-eager',
+  'torch-compile+heap',
+  'torch-compile',
+)
 BASE = 'torch-compile'
 
 
 # ------------------------------------------------------------------ the contestants
 
 
-def lmjax_step(kind: str, rows: int, overrides):
-  """(one(): runs a step and returns the loss as a device value, parameters)."""
+def keep_heap() -> bool:
+  """Makes glibc's malloc keep and reuse freed memory; False where there is no glibc.
+
+  XLA:CPU allocates the scratch memory of a program anew for each call. Blocks of that size come
+  straight from the kernel, page by page, zeroed, and go back to it at the end. One arena, no mmap
+  and no trimming leave them in the process.
+  """
+  arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError, TypeError):
+    return False
+  return all([mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, -1)])
+
+
+def lmjax_run(kind: str, rows: int, overrides):
+  """(the built run, its first state, a batch of random bytes, a key)."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
   import jax
   import numpy as np
   from lmjax import build, config
+
   settings = {
-      'steps': '1000000', 'batch_tokens': str(rows * LENGTH), 'data.length': str(LENGTH), 'peak_lr': '1e-3',
-      'data.tokenizer': 'bytes(specials=False)',
-      'optim': 'adam(b2=0.999) | decay(rate=1e-4)', 'model.width': str(WIDTH), 'model.depth': str(LAYERS),
-      'model.position': 'learned()', 'model.mixer': f'gqa(head_dim={WIDTH // HEADS})',
-      'model.ffn': f'gelu(hidden={HIDDEN})', 'model.unroll': '1' if kind.endswith('scan') else str(LAYERS)}
+    'steps': '1000000',
+    'batch_tokens': str(rows * LENGTH),
+    'data.length': str(LENGTH),
+    'peak_lr': '1e-3',
+    'data.tokenizer': 'bytes(specials=False)',
+    'optim': 'adam(b2=0.999) | decay(rate=1e-4)',
+    'model.width': str(WIDTH),
+    'model.depth': str(LAYERS),
+    'model.position': 'learned()',
+    'model.mixer': f'gqa(head_dim={WIDTH // HEADS})',
+    'model.ffn': f'gelu(hidden={HIDDEN})',
+    'model.unroll': '1' if kind.endswith('scan') else str(LAYERS),
+  }
   found = list(settings.items()) + [tuple(o.split('=', 1)) for o in overrides]
   run = build.build(config.resolve(config.load('quickstart', found)))
   state = run.init(jax.random.key(0))
-  tokens = np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + run.lookahead)).astype(np.int32)
-  batch = dict(tokens=tokens, segments=np.ones_like(tokens),
-               positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape))
-  batch, key = jax.device_put(batch), jax.random.key(1)
+  tokens = (
+    np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + run.lookahead)).astype(np.int32)
+  )
+  batch = dict(
+    tokens=tokens,
+    segments=np.ones_like(tokens),
+    positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+  )
+  return run, state, jax.device_put(batch), jax.random.key(1)
+
+
+def lmjax_step(kind: str, rows: int, overrides):
+  """(one(): runs a step and returns the loss as a device value, parameters)."""
+  run, state, batch, key = lmjax_run(kind, rows, overrides)
+  import jax
+  from lmjax import build
+
   step = jax.jit(run.step, donate_argnums=0)
 
   def one():
@@ -78,11 +130,17 @@ def torch_model(torch):
       super().__init__()
       self.norm_mixer, self.norm_ffn = Norm(), Norm()
       self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-      self.up, self.down = nn.Linear(WIDTH, HIDDEN, bias=False), nn.Linear(HIDDEN, WIDTH, bias=False)
+      self.up, self.down = (
+        nn.Linear(WIDTH, HIDDEN, bias=False),
+        nn.Linear(HIDDEN, WIDTH, bias=False),
+      )
 
     def forward(self, x):
       y, (rows, steps, _) = self.norm_mixer(x), x.shape
-      q, k, v = (f(y).view(rows, steps, HEADS, WIDTH // HEADS).transpose(1, 2) for f in (self.q, self.k, self.v))
+      q, k, v = (
+        f(y).view(rows, steps, HEADS, WIDTH // HEADS).transpose(1, 2)
+        for f in (self.q, self.k, self.v)
+      )
       y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
       x = x + self.out(y.transpose(1, 2).reshape(rows, steps, WIDTH))
       return x + self.down(F.gelu(self.up(self.norm_ffn(x)), approximate='tanh'))
@@ -90,14 +148,17 @@ def torch_model(torch):
   class Gpt(nn.Module):
     def __init__(self):
       super().__init__()
-      self.table, self.position = nn.Embedding(VOCAB, WIDTH), nn.Parameter(torch.empty(LENGTH, WIDTH))
+      self.table, self.position = (
+        nn.Embedding(VOCAB, WIDTH),
+        nn.Parameter(torch.empty(LENGTH, WIDTH)),
+      )
       self.blocks, self.final_norm = nn.ModuleList(Block() for _ in range(LAYERS)), Norm()
       for p in self.parameters():
         if p.dim() == 2:
           nn.init.normal_(p, std=0.02)
 
     def forward(self, tokens):
-      x = self.table(tokens) + self.position[:tokens.shape[1]]
+      x = self.table(tokens) + self.position[: tokens.shape[1]]
       for block in self.blocks:
         x = block(x)
       return self.final_norm(x) @ self.table.weight.T
@@ -110,6 +171,7 @@ def torch_step(kind: str, rows: int, overrides):
   del overrides
   import numpy as np
   import torch
+
   torch.manual_seed(0)
   torch.set_num_threads(cores())
   model = torch_model(torch)
@@ -120,7 +182,7 @@ def torch_step(kind: str, rows: int, overrides):
     logits = model(tokens[:, :-1])
     return torch.nn.functional.cross_entropy(logits.view(-1, VOCAB), tokens[:, 1:].reshape(-1))
 
-  run = torch.compile(loss_fn) if kind == 'torch-compile' else loss_fn
+  run = torch.compile(loss_fn) if kind.startswith('torch-compile') else loss_fn
 
   def one():
     optim.zero_grad(set_to_none=True)
@@ -133,9 +195,14 @@ def torch_step(kind: str, rows: int, overrides):
 
 
 def worker(kind: str, rows: int, overrides):
-  """Says how it stands, then for each number on standard input runs that many steps and answers with their times."""
+  """Says how it stands, then for each number on standard input runs that many steps and answers
+  with their times.
+  """
   say = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what libraries print must not mix with the answers
+  kind, _, heap = kind.partition('+')
+  if heap and not keep_heap():
+    raise OSError('this C library has no mallopt')
   begun = time.monotonic()
   one, size = (lmjax_step if kind.startswith('lmjax') else torch_step)(kind, rows, overrides)
   float(one())
@@ -147,7 +214,87 @@ def worker(kind: str, rows: int, overrides):
     for _ in range(int(line)):
       loss = one()
     loss = float(loss)
-    print(json.dumps(dict(wall=time.monotonic() - wall, cpu=time.process_time() - cpu, loss=loss)), file=say, flush=True)
+    print(
+      json.dumps(dict(wall=time.monotonic() - wall, cpu=time.process_time() - cpu, loss=loss)),
+      file=say,
+      flush=True,
+    )
+
+
+# ------------------------------------------------------------------ the parts of the step
+
+
+def pieces(rows: int, overrides):
+  """Prints CPU milliseconds, the least of several calls, of parts of lmjax's step, each compiled on
+  its own.
+  """
+  keep_heap()
+  run, state, batch, key = lmjax_run('lmjax', rows, overrides)
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  loss = lambda p: run.objective.loss(p, state.vars, batch, key).sum / (rows * LENGTH)
+  grads = jax.jit(jax.grad(loss))(state.params)
+
+  def update(state, grads):
+    updates, opt = run.tx.update(
+      grads, state.opt, state.params, value=0.0, obj_fn=None, sample_fn=None, rng=key
+    )
+    return (
+      updates,
+      opt,
+      optax.apply_updates(state.params, jax.tree.map(lambda u: -1e-3 * u, updates)),
+    )
+
+  def with_norms(state, grads):
+    updates, opt, params = update(state, grads)
+    return opt, params, [optax.global_norm(t) for t in (updates, grads, state.params)]
+
+  def with_guard(state, grads):
+    opt, params, norms = with_norms(state, grads)
+    return jax.tree.map(
+      lambda a, b: jnp.where(jnp.isfinite(sum(norms)), a, b),
+      (opt, params),
+      (state.opt, state.params),
+    ), norms
+
+  whole = cpu_ms(run.step, state, batch, key)
+  for name, ms in (
+    ('whole step, without donation', whole),
+    ('forward', cpu_ms(loss, state.params)),
+    ('forward and gradient', cpu_ms(jax.grad(loss), state.params)),
+    ('optimizer', cpu_ms(lambda s, g: update(s, g)[1:], state, grads)),
+    ('optimizer, norms', cpu_ms(with_norms, state, grads)),
+    ('optimizer, norms, guard', cpu_ms(with_guard, state, grads)),
+  ):
+    print(f'{name:30s} {ms:8.1f} ms  {100 * ms / whole:5.1f} %', flush=True)
+  x, w, dy = (
+    jnp.ones((rows * LENGTH, WIDTH)),
+    jnp.ones((WIDTH, HIDDEN)),
+    jnp.ones((rows * LENGTH, HIDDEN)),
+  )
+  gflop = 2e-9 * x.shape[0] * w.size
+  for name, ms in (
+    ('product x W', cpu_ms(jnp.matmul, x, w)),
+    ('gradient of x', cpu_ms(lambda w, dy: dy @ w.T, w, dy)),
+    ('gradient of a wide W', cpu_ms(lambda x, dy: x.T @ dy, x, dy)),
+    ('gradient of a tall W', cpu_ms(lambda x, dy: dy.T @ x, x, dy)),
+  ):
+    print(f'{name:30s} {ms:8.1f} ms  {gflop / ms * 1e3:5.0f} GFLOP/s a core')
+
+
+def cpu_ms(fn, *args, calls: int = 12) -> float:
+  import jax
+
+  fn = jax.jit(fn)
+  jax.block_until_ready(fn(*args))
+  found = []
+  for _ in range(calls):
+    begun = time.process_time()
+    jax.block_until_ready(fn(*args))
+    found.append(time.process_time() - begun)
+  return 1e3 * min(found)
 
 
 # ------------------------------------------------------------------ the race
@@ -165,7 +312,9 @@ def start(kind: str, flags):
   if kind.startswith('lmjax'):
     command += [f'--set={o}' for o in flags.set]
   errors = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
-  process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+  process = subprocess.Popen(
+    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+  )
   line = process.stdout.readline()
   if not line:
     errors.seek(0)
@@ -187,14 +336,21 @@ def race(flags):
       stack.callback(process.wait)
       stack.callback(process.stdin.close)
       live[kind], said[kind] = process, answer
-      print(f'{kind}: {answer["params"]:,} parameters, first step after {answer["first_step_s"]} s', flush=True)
+      print(
+        f'{kind}: {answer["params"]:,} parameters, first step after {answer["first_step_s"]} s',
+        flush=True,
+      )
     turns = {kind: [] for kind in live}
     for n in range(flags.rounds):
       for kind, process in live.items():
         process.stdin.write(f'{flags.steps}\n')
         process.stdin.flush()
         turns[kind].append(json.loads(process.stdout.readline()))
-      print(f'round {n}: ' + '  '.join(f'{k} {t[-1]["wall"] / flags.steps:.3f} s' for k, t in turns.items()), flush=True)
+      print(
+        f'round {n}: '
+        + '  '.join(f'{k} {t[-1]["wall"] / flags.steps:.3f} s' for k, t in turns.items()),
+        flush=True,
+      )
   return said, missing, turns
 
 
@@ -209,8 +365,11 @@ def summary(turns, flags):
   out = {}
   for kind, found in turns.items():
     wall = [t['wall'] / flags.steps for t in found]
-    row = dict(tokens_per_second=flags.rows * LENGTH / statistics.median(wall),
-               cpu_seconds_per_step=statistics.median(t['cpu'] / flags.steps for t in found), loss=found[-1]['loss'])
+    row = dict(
+      tokens_per_second=flags.rows * LENGTH / statistics.median(wall),
+      cpu_seconds_per_step=statistics.median(t['cpu'] / flags.steps for t in found),
+      loss=found[-1]['loss'],
+    )
     if BASE in turns:
       row |= dict(ratio=ratio(turns, kind, BASE), cpu_ratio=ratio(turns, kind, BASE, 'cpu'))
     out[kind] = row
@@ -218,20 +377,27 @@ def summary(turns, flags):
 
 
 def show(table, turns):
-  print(f'\n{"":14s} tokens/s  CPU-s/step  x {BASE} (min to max)    by CPU time')
+  print(f'\n{"":20s} tokens/s  CPU-s/step  x {BASE} (min to max)    by CPU time')
   for kind, row in table.items():
-    line = f'{kind:14s} {row["tokens_per_second"]:8,.0f}  {row["cpu_seconds_per_step"]:10.3f}'
+    line = f'{kind:20s} {row["tokens_per_second"]:8,.0f}  {row["cpu_seconds_per_step"]:10.3f}'
     if 'ratio' in row:
       r, c = row['ratio'], row['cpu_ratio']
       line += f'  {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})          {c["median"]:.2f}'
     print(line)
-  if 'lmjax' in turns and 'lmjax-scan' in turns:
-    r = ratio(turns, 'lmjax-scan', 'lmjax')
-    print(f'scan (unroll=1) / unrolled: {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})')
+  for a, b in (
+    ('lmjax-scan', 'lmjax'),
+    ('lmjax-scan+heap', 'lmjax+heap'),
+    ('lmjax+heap', 'torch-compile+heap'),
+  ):
+    if a in turns and b in turns:
+      r = ratio(turns, a, b)
+      print(f'{a} / {b}: {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})')
 
 
 def versions():
-  out = dict(python=platform.python_version(), machine=platform.machine(), cores=cores(), cpu=cpu_name())
+  out = dict(
+    python=platform.python_version(), machine=platform.machine(), cores=cores(), cpu=cpu_name()
+  )
   for name in ('jax', 'jaxlib', 'flax', 'optax', 'torch'):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       out[name] = importlib.metadata.version(name)
@@ -247,23 +413,49 @@ def cpu_name() -> str:
 
 
 def main():
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument('--rows', type=int, default=16, help=f'rows of {LENGTH} tokens a step')
   p.add_argument('--rounds', type=int, default=7)
   p.add_argument('--steps', type=int, default=4, help='steps of a turn')
   p.add_argument('--only', nargs='*', choices=CONTESTANTS)
-  p.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='an override of the lmjax config')
-  p.add_argument('--out', default=str(pathlib.Path(__file__).with_name('cpu_step.json')), help='results; empty for none')
+  p.add_argument(
+    '--set',
+    action='append',
+    default=[],
+    metavar='KEY=VALUE',
+    help='an override of the lmjax config',
+  )
+  p.add_argument(
+    '--out',
+    default=str(pathlib.Path(__file__).with_name('cpu_step.json')),
+    help='results; empty for none',
+  )
+  p.add_argument(
+    '--pieces', action='store_true', help="CPU time of the parts of lmjax's step instead"
+  )
   p.add_argument('--worker', help=argparse.SUPPRESS)
   flags = p.parse_args()
   if flags.worker:
     return worker(flags.worker, flags.rows, flags.set)
+  if flags.pieces:
+    return pieces(flags.rows, flags.set)
   said, missing, turns = race(flags)
   table = summary(turns, flags)
   show(table, turns)
   if flags.out:
-    result = dict(versions=versions(), rows=flags.rows, rounds=flags.rounds, steps=flags.steps, overrides=flags.set,
-                  started=said, missing=missing, table=table, turns=turns)
+    result = dict(
+      versions=versions(),
+      rows=flags.rows,
+      rounds=flags.rounds,
+      steps=flags.steps,
+      overrides=flags.set,
+      started=said,
+      missing=missing,
+      table=table,
+      turns=turns,
+    )
     pathlib.Path(flags.out).write_text(json.dumps(result, indent=1) + '\n')
 
 

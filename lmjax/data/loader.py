@@ -18,17 +18,28 @@ from lmjax.data import permutation
 
 
 class Loader:
-  """Batches of a plan for one host: `loader[step]`, `loader.iterate(first_step)`. Safe to call from several threads."""
+  """Batches of a plan for one host: `loader[step]`, `loader.iterate(first_step)`. Safe to call from
+  several threads.
+  """
 
-  def __init__(self, plan: Any, *, transforms: Sequence[tuple[str, Callable]] = (), host_index: int = 0,
-               host_count: int = 1, documents_masked: bool = True):
+  def __init__(
+    self,
+    plan: Any,
+    *,
+    transforms: Sequence[tuple[str, Callable]] = (),
+    host_index: int = 0,
+    host_count: int = 1,
+    documents_masked: bool = True,
+  ):
     """
     Args:
       plan: a `plan.Plan` or `plan.Sequential`.
-      transforms: (name, function (row dict, seed) -> row dict), applied in order. The seed depends on the plan's seed,
+      transforms: (name, function (row dict, seed) -> row dict), applied in order. The seed depends
+        on the plan's seed,
         the name and the row's place in the whole stream, hence not on hosts.
       host_index, host_count: this host loads a contiguous part of the global rows.
-      documents_masked: False lets attention and targets cross from document to document (as in GPT-2).
+      documents_masked: False lets attention and targets cross from document to document (as in
+        GPT-2).
 
     Raises:
       ValueError: when the global rows do not divide by the hosts.
@@ -46,7 +57,9 @@ class Loader:
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     """The host's part of the batch of a step."""
     first = step * self.plan.rows_per_step + self._first
-    batch = {k: np.zeros((self._rows, self._length), np.int32) for k in ('tokens', 'segments', 'positions')}
+    batch = {
+      k: np.zeros((self._rows, self._length), np.int32) for k in ('tokens', 'segments', 'positions')
+    }
     batch['source'] = np.full(self._rows, -1, np.int32)
     for i in range(self._rows):
       row = self.plan.row(first + i)
@@ -63,9 +76,9 @@ class Loader:
     tokens, offsets = store.tokens, store.offsets
     for k, (document, start, stop) in enumerate(row.spans.tolist()):
       end, base = at + stop - start, int(offsets[document])
-      out['tokens'][at:end] = tokens[base + start:base + stop]
+      out['tokens'][at:end] = tokens[base + start : base + stop]
       out['segments'][at:end] = k + 1
-      out['positions'][at:end] = self._places[:stop - start]
+      out['positions'][at:end] = self._places[: stop - start]
       at = end
 
   def _transformed(self, batch, first: int):
@@ -78,16 +91,26 @@ class Loader:
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
   def documents(self, step: int) -> list[dict[str, Any]]:
-    """What the global batch of a step was made of, as JSON values: a record of a bad step can name its documents."""
-    return [dict(source=self.plan.names[r.source], epoch=r.epoch, row=r.row, spans=r.spans.tolist())
-            for r in self.plan.rows(step) if r.source >= 0]
+    """What the global batch of a step was made of, as JSON values: a record of a bad step can name
+    its documents.
+    """
+    return [
+      dict(source=self.plan.names[r.source], epoch=r.epoch, row=r.row, spans=r.spans.tolist())
+      for r in self.plan.rows(step)
+      if r.source >= 0
+    ]
 
-  def iterate(self, first_step: int = 0, *, threads: int = 2, prefetch: int = 4) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from `first_step` on, read ahead by grain: without end for a Plan, to its last step for a Sequential.
+  def iterate(
+    self, first_step: int = 0, *, threads: int = 2, prefetch: int = 4
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Batches from `first_step` on, read ahead by grain: without end for a Plan, to its last step
+    for a Sequential.
 
-    Args: threads: that read. prefetch: batches ready ahead of use. grain is imported here, since that takes seconds.
+    Args: threads: that read. prefetch: batches ready ahead of use. grain is imported here, since
+      that takes seconds.
     """
     import grain
+
     steps = _Steps(self, first_step)
     dataset = grain.MapDataset.source(steps) if len(steps) else None
     if dataset is None:
@@ -97,7 +120,9 @@ class Loader:
 
 
 def _joined(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The documents of each row taken as one; done last, so that transforms still see their bounds."""
+  """The documents of each row taken as one; done last, so that transforms still see their
+  bounds.
+  """
   segments = (batch['segments'] > 0).astype(np.int32)
   positions = np.arange(segments.shape[1], dtype=np.int32) * segments
   return {**batch, 'segments': segments, 'positions': positions}

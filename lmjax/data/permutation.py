@@ -1,6 +1,7 @@
 """A random permutation of 0 ... n-1 in constant memory: a keyed Feistel network with cycle walking.
 
-With b = max(2, ceil(log2 n)) bits split into halves (L, R) of b // 2 and b - b // 2 bits, a round is
+With b = max(2, ceil(log2 n)) bits split into halves (L, R) of b // 2 and b - b // 2 bits, a round
+is
   (L, R) -> (R, L xor (F(R + k_r) mod 2^|L|)),
 which is invertible whatever F is; F is the finaliser of SplitMix64. A result of n or more is fed in
 again until it falls below n (cycle walking: at most two passes are expected, since
@@ -23,27 +24,35 @@ _MASK = (1 << 64) - 1
 
 
 def key(*words: int | str) -> int:
-  """A 64-bit key from whole numbers and strings, e.g. key(seed, 'rows', epoch); the same on every machine."""
+  """A 64-bit key from whole numbers and strings, e.g. key(seed, 'rows', epoch); the same on every
+  machine.
+  """
   text = json.dumps([w if isinstance(w, str) else int(w) for w in words])
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little')
 
 
 def mix(x):
-  """The SplitMix64 finaliser on uint64 arrays: a bijection in which each input bit flips about half of the output."""
+  """The SplitMix64 finaliser on uint64 arrays: a bijection in which each input bit flips about half
+  of the output.
+  """
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
 
 
 def uniform(key: int, n: int) -> np.ndarray:
-  """n float64 in [0, 1) from a key (SplitMix64): unlike NumPy's generators the same under every version."""
+  """n float64 in [0, 1) from a key (SplitMix64): unlike NumPy's generators the same under every
+  version.
+  """
   with np.errstate(over='ignore'):
     x = mix(np.uint64(key & _MASK) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
   return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class Permutation:
-  """A bijection of range(n) chosen by a key: `permutation[i]` for a whole number or an array of them."""
+  """A bijection of range(n) chosen by a key: `permutation[i]` for a whole number or an array of
+  them.
+  """
 
   def __init__(self, n: int, key: int):
     """Args: n: size, at least 1. key: 64 bits, from `key(...)`. Raises ValueError on n < 1."""
@@ -59,7 +68,9 @@ class Permutation:
     return self.n
 
   def __getitem__(self, i):
-    """The image of i: int for a whole number, int64 array for an array. Raises IndexError outside 0 ... n-1."""
+    """The image of i: int for a whole number, int64 array for an array. Raises IndexError outside 0
+    ... n-1.
+    """
     x = np.atleast_1d(np.asarray(i))
     if x.size and (x.min() < 0 or x.max() >= self.n):
       raise IndexError(f'index {i!r} is outside 0 ... {self.n - 1}')

@@ -31,7 +31,9 @@ _VERSION = 1
 
 
 class Row(NamedTuple):
-  """One row: its source (-1: padding), epoch, place in the epoch, and int64 (spans, 3) of (document, start, stop)."""
+  """One row: its source (-1: padding), epoch, place in the epoch, and int64 (spans, 3) of
+  (document, start, stop).
+  """
 
   source: int
   epoch: int
@@ -41,7 +43,9 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A stretch of rows with constant weights, from `first_row` on; `base` rows of each source came before."""
+  """A stretch of rows with constant weights, from `first_row` on; `base` rows of each source came
+  before.
+  """
 
   first_row: int
   units: tuple[int, ...]  # weights in multiples of 2^-32, of sum 2^32
@@ -58,8 +62,18 @@ class Piece:
 class Plan:
   """The rows of every step of a run."""
 
-  def __init__(self, stores: Sequence[store_lib.TokenStore], *, pack: Any, row_tokens: int, lookahead: int,
-               rows_per_step: int, seed: int, weights: Sequence[float] | None = None, names: Sequence[str] | None = None):
+  def __init__(
+    self,
+    stores: Sequence[store_lib.TokenStore],
+    *,
+    pack: Any,
+    row_tokens: int,
+    lookahead: int,
+    rows_per_step: int,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+  ):
     """
     Args:
       stores: one token store a source. names: of the sources, for messages and records.
@@ -76,9 +90,12 @@ class Plan:
     """
     assert stores and row_tokens > 0 and lookahead >= 0 and rows_per_step > 0
     self.stores, self.pack, self.seed = tuple(stores), pack, int(seed)
-    self.names = tuple(names) if names is not None else tuple(f'source_{i}' for i in range(len(stores)))
+    self.names = (
+      tuple(names) if names is not None else tuple(f'source_{i}' for i in range(len(stores)))
+    )
     self.row_tokens, self.lookahead, self.rows_per_step = row_tokens, lookahead, rows_per_step
-    # A heaviest source has at least C / S rows a cell, of which the others' rounding may take S - 1.
+    # A heaviest source has at least C / S rows a cell, of which the others' rounding may take S -
+    # 1.
     self.cell = max(1024, 1 << math.ceil(math.log2(max(2 * len(stores) ** 2, 1))))
     self._lengths = tuple(s.lengths for s in stores)
     if weights is None:
@@ -132,45 +149,78 @@ class Plan:
     return [b + n + int(k) for b, n, k in zip(piece.base, piece.counts(cell * self.cell), inside)]
 
   def reweighted(self, first_row: int, weights: Sequence[float]) -> 'Plan':
-    """This plan with other weights from `first_row` on; each source goes on where it was, nothing is lost or repeated."""
+    """This plan with other weights from `first_row` on; each source goes on where it was, nothing
+    is lost or repeated.
+    """
     if first_row < self.pieces[-1].first_row:
-      raise ValueError(f'first_row={first_row}: weights are already set from row {self.pieces[-1].first_row} on')
+      raise ValueError(
+        f'first_row={first_row}: weights are already set from row {self.pieces[-1].first_row} on'
+      )
     new = copy.copy(self)
-    new._lock, new._epochs, new._cells = threading.Lock(), self._epochs.copy(), collections.OrderedDict()
+    new._lock, new._epochs, new._cells = (
+      threading.Lock(),
+      self._epochs.copy(),
+      collections.OrderedDict(),
+    )
     before = tuple(p for p in self.pieces if p.first_row < first_row)
-    new.pieces = (*before, Piece(first_row, _units(self.names, weights), tuple(self.counts(first_row))))
+    new.pieces = (
+      *before,
+      Piece(first_row, _units(self.names, weights), tuple(self.counts(first_row))),
+    )
     return new
 
   def fingerprint(self) -> str:
     """Of everything that decides the tokens of a step."""
-    assert dataclasses.is_dataclass(self.pack), 'a pack part is a dataclass, so that its arguments can be read'
+    assert dataclasses.is_dataclass(self.pack), (
+      'a pack part is a dataclass, so that its arguments can be read'
+    )
     return store_lib.combine(
-        _VERSION, *(s.fingerprint() for s in self.stores), repr(self.pack), self.row_tokens, self.lookahead,
-        self.rows_per_step, self.seed, self.cell, json.dumps([dataclasses.astuple(p) for p in self.pieces]))
+      _VERSION,
+      *(s.fingerprint() for s in self.stores),
+      repr(self.pack),
+      self.row_tokens,
+      self.lookahead,
+      self.rows_per_step,
+      self.seed,
+      self.cell,
+      json.dumps([dataclasses.astuple(p) for p in self.pieces]),
+    )
 
   def _cell(self, piece: int, cell: int):
     """(source of each row of the cell, its ordinal within the source)."""
+
     def make():
       p = self.pieces[piece]
       start, stop = p.counts(cell * self.cell), p.counts((cell + 1) * self.cell)
       quotas = [b - a for a, b in zip(start, stop)]
       assert min(quotas) >= 0, quotas
-      order = permutation.Permutation(self.cell, permutation.key(self.seed, 'cell', p.first_row, cell))
+      order = permutation.Permutation(
+        self.cell, permutation.key(self.seed, 'cell', p.first_row, cell)
+      )
       sources = np.repeat(np.arange(len(quotas)), quotas)[order[np.arange(self.cell)]]
       ordinals = np.empty(self.cell, np.int64)
       for s, quota in enumerate(quotas):
         ordinals[sources == s] = p.base[s] + start[s] + np.arange(quota)
       return sources, ordinals
+
     return self._kept(self._cells, (piece, cell), make, limit=8)
 
   def _epoch(self, source: int, epoch: int):
     def make():
-      rows = self.pack.plan(self._lengths[source], self.row_tokens, self.lookahead,
-                            permutation.key(self.seed, 'source', source), epoch)
+      rows = self.pack.plan(
+        self._lengths[source],
+        self.row_tokens,
+        self.lookahead,
+        permutation.key(self.seed, 'source', source),
+        epoch,
+      )
       if epoch and len(rows) != self.rows_per_epoch[source]:
-        raise ValueError(f'{self.pack}: {len(rows)} rows in epoch {epoch} of {self.names[source]}, '
-                         f'{self.rows_per_epoch[source]} in epoch 0; a packing gives the same number in each')
+        raise ValueError(
+          f'{self.pack}: {len(rows)} rows in epoch {epoch} of {self.names[source]}, '
+          f'{self.rows_per_epoch[source]} in epoch 0; a packing gives the same number in each'
+        )
       return rows
+
     return self._kept(self._epochs, (source, epoch), make, limit=2 * len(self.stores) + 1)
 
   def _kept(self, cache, key, make, limit: int):
@@ -185,16 +235,30 @@ class Plan:
 
 
 class Sequential:
-  """Every token of the stores once, in order, for evaluation; rows beyond the end have no spans. Loaded like a Plan."""
+  """Every token of the stores once, in order, for evaluation; rows beyond the end have no spans.
+  Loaded like a Plan.
+  """
 
-  def __init__(self, stores: Sequence[store_lib.TokenStore], *, row_tokens: int, lookahead: int, rows_per_step: int,
-               names: Sequence[str] | None = None):
+  def __init__(
+    self,
+    stores: Sequence[store_lib.TokenStore],
+    *,
+    row_tokens: int,
+    lookahead: int,
+    rows_per_step: int,
+    names: Sequence[str] | None = None,
+  ):
     """Args: as for `Plan`. A row that ends a store may be short."""
     self.stores, self.seed = tuple(stores), 0
-    self.names = tuple(names) if names is not None else tuple(f'source_{i}' for i in range(len(stores)))
+    self.names = (
+      tuple(names) if names is not None else tuple(f'source_{i}' for i in range(len(stores)))
+    )
     self.row_tokens, self.lookahead, self.rows_per_step = row_tokens, lookahead, rows_per_step
     lengths = [s.lengths for s in stores]
-    self._plans = [_rows.StreamRows(_rows.full(n), n, row_tokens=row_tokens, lookahead=lookahead) for n in lengths]
+    self._plans = [
+      _rows.StreamRows(_rows.full(n), n, row_tokens=row_tokens, lookahead=lookahead)
+      for n in lengths
+    ]
     self._ends = np.cumsum([len(p) for p in self._plans])
 
   @property
@@ -217,22 +281,37 @@ class Sequential:
     return Row(source, 0, row, self._plans[source][row])
 
   def fingerprint(self) -> str:
-    return store_lib.combine(_VERSION, 'sequential', *(s.fingerprint() for s in self.stores), self.row_tokens,
-                             self.lookahead, self.rows_per_step)
+    return store_lib.combine(
+      _VERSION,
+      'sequential',
+      *(s.fingerprint() for s in self.stores),
+      self.row_tokens,
+      self.lookahead,
+      self.rows_per_step,
+    )
 
 
-def sequential(store: store_lib.TokenStore, row_tokens: int, lookahead: int, *, rows_per_step: int) -> Sequential:
+def sequential(
+  store: store_lib.TokenStore, row_tokens: int, lookahead: int, *, rows_per_step: int
+) -> Sequential:
   """`Sequential` over one store."""
-  return Sequential([store], row_tokens=row_tokens, lookahead=lookahead, rows_per_step=rows_per_step)
+  return Sequential(
+    [store], row_tokens=row_tokens, lookahead=lookahead, rows_per_step=rows_per_step
+  )
 
 
 def _units(names, weights) -> tuple[int, ...]:
-  """Weights as positive whole multiples of 2^-32 of sum one. Raises ValueError naming the source."""
+  """Weights as positive whole multiples of 2^-32 of sum one. Raises ValueError naming the
+  source.
+  """
   if len(weights) != len(names):
     raise ValueError(f'{len(weights)} weights for {len(names)} sources')
   for name, w in zip(names, weights):
     if not (math.isfinite(w) and w > 0):
-      raise ValueError(f'weight {w} of source {name}: a positive number is expected; leave out a source that is not wanted')
+      raise ValueError(
+        f'weight {w} of source {name}: a positive number is expected; leave out a source that is '
+        'not wanted'
+      )
   total = math.fsum(weights)
   units = [max(1, round(w / total * _UNIT)) for w in weights]
   units[units.index(max(units))] += _UNIT - sum(units)

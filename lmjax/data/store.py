@@ -33,13 +33,31 @@ class TokenStore:
     meta: what is known beyond that (tokenizer, bos, eos, max_id).
   """
 
-  def __init__(self, tokens, offsets, *, fingerprint: str, meta: dict[str, Any] | None = None, name: str = 'tokens'):
-    """Args: name: for messages. Raises ValueError when ids are not whole numbers or the offsets do not fit."""
+  def __init__(
+    self,
+    tokens,
+    offsets,
+    *,
+    fingerprint: str,
+    meta: dict[str, Any] | None = None,
+    name: str = 'tokens',
+  ):
+    """Args: name: for messages. Raises ValueError when ids are not whole numbers or the offsets do
+    not fit.
+    """
     if tokens.ndim != 1 or tokens.dtype.kind not in 'ui':
-      raise ValueError(f'{name}: ids are a flat array of whole numbers, not {tokens.dtype} of shape {tokens.shape}')
+      raise ValueError(
+        f'{name}: ids are a flat array of whole numbers, not {tokens.dtype} of shape {tokens.shape}'
+      )
     offsets = np.asarray(offsets)
-    fits = (offsets.ndim == 1 and offsets.size > 0 and offsets.dtype.kind in 'ui' and offsets[0] == 0 and
-            offsets[-1] == len(tokens) and bool(np.all(offsets[1:] >= offsets[:-1])))
+    fits = (
+      offsets.ndim == 1
+      and offsets.size > 0
+      and offsets.dtype.kind in 'ui'
+      and offsets[0] == 0
+      and offsets[-1] == len(tokens)
+      and bool(np.all(offsets[1:] >= offsets[:-1]))
+    )
     if not fits:
       raise ValueError(f'{name}: offsets must rise from 0 to the number of tokens, {len(tokens)}')
     self.tokens, self.offsets = tokens, offsets.astype(np.int64, copy=False)
@@ -47,21 +65,29 @@ class TokenStore:
 
   @classmethod
   def open(cls, path) -> 'TokenStore':
-    """Opens a store directory. Raises ValueError naming the file that is missing, truncated or unreadable."""
+    """Opens a store directory. Raises ValueError naming the file that is missing, truncated or
+    unreadable.
+    """
     path = pathlib.Path(path)
     meta = read_meta(path)
     dtype = DTYPES.get(meta['dtype'])
     if dtype is None:
-      raise ValueError(f'{path / "meta.json"}: dtype={meta["dtype"]!r}; {" or ".join(DTYPES)} is expected')
+      raise ValueError(
+        f'{path / "meta.json"}: dtype={meta["dtype"]!r}; {" or ".join(DTYPES)} is expected'
+      )
     for name, key in (('tokens.bin', 'tokens_bin_bytes'), ('offsets.npy', 'offsets_npy_bytes')):
       if not (path / name).is_file():
         raise ValueError(f'{path / name} is missing from the token store')
       size = (path / name).stat().st_size
       if size != meta[key]:
-        raise ValueError(f'{path / name} is damaged: {name} has {size} bytes, meta.json says {meta[key]}')
+        raise ValueError(
+          f'{path / name} is damaged: {name} has {size} bytes, meta.json says {meta[key]}'
+        )
     if meta['tokens'] * dtype.itemsize != meta['tokens_bin_bytes']:
-      raise ValueError(f'{path / "meta.json"}: {meta["tokens"]} tokens of {meta["dtype"]} do not make '
-                       f'{meta["tokens_bin_bytes"]} bytes')
+      raise ValueError(
+        f'{path / "meta.json"}: {meta["tokens"]} tokens of {meta["dtype"]} do not make '
+        f'{meta["tokens_bin_bytes"]} bytes'
+      )
     try:
       offsets = np.load(path / 'offsets.npy', allow_pickle=False)
     except ValueError as e:
@@ -78,7 +104,7 @@ class TokenStore:
     """The ids of one document."""
     if not 0 <= document < len(self):
       raise IndexError(f'{self.name}: document {document} is outside 0 ... {len(self) - 1}')
-    return self.tokens[self.offsets[document]:self.offsets[document + 1]]
+    return self.tokens[self.offsets[document] : self.offsets[document + 1]]
 
   @property
   def lengths(self) -> np.ndarray:
@@ -103,22 +129,30 @@ class TokenStore:
     return self._fingerprint
 
   def verify(self):
-    """Reads everything and compares checksums. Raises ValueError when the tokens are not the ones that were written."""
+    """Reads everything and compares checksums. Raises ValueError when the tokens are not the ones
+    that were written.
+    """
     if 'tokens_sha256' in self.meta and sha256(self.tokens) != self.meta['tokens_sha256']:
       raise ValueError(f'{self.name}: the checksum of tokens.bin is not the one in meta.json')
 
   def check_ids(self, vocab_size: int):
-    """Raises ValueError when an id is not below vocab_size (or negative). Uses the recorded maximum where there is one."""
+    """Raises ValueError when an id is not below vocab_size (or negative). Uses the recorded maximum
+    where there is one.
+    """
     top = self.meta.get('max_id')
     low = 0 if top is not None else _extreme(self.tokens, np.min)
     top = _extreme(self.tokens, np.max) if top is None else top
     bad = low if low < 0 else top
     if bad < 0 or bad >= vocab_size:
-      raise ValueError(f'{self.name}: id {bad} is not in the vocabulary; 0 ... {vocab_size - 1} is expected')
+      raise ValueError(
+        f'{self.name}: id {bad} is not in the vocabulary; 0 ... {vocab_size - 1} is expected'
+      )
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
-  """meta.json of a store directory. Raises ValueError when it is missing or not what this version writes."""
+  """meta.json of a store directory. Raises ValueError when it is missing or not what this version
+  writes.
+  """
   file = path / 'meta.json'
   if not file.is_file():
     raise ValueError(f'{path} is not a token store: {file} is missing')
@@ -126,7 +160,15 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
     meta = json.loads(file.read_text(encoding='utf-8'))
   except ValueError as e:
     raise ValueError(f'{file} is damaged: {e}') from None
-  needed = {'format', 'dtype', 'documents', 'tokens', 'tokens_bin_bytes', 'offsets_npy_bytes', 'fingerprint'}
+  needed = {
+    'format',
+    'dtype',
+    'documents',
+    'tokens',
+    'tokens_bin_bytes',
+    'offsets_npy_bytes',
+    'fingerprint',
+  }
   missing = sorted(needed - set(meta)) if isinstance(meta, dict) else sorted(needed)
   if missing:
     raise ValueError(f'{file} is damaged: {missing[0]} is missing')
@@ -135,12 +177,18 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def from_documents(documents, *, vocab_size: int | None = None, name: str = 'tokens', **meta) -> TokenStore:
+def from_documents(
+  documents, *, vocab_size: int | None = None, name: str = 'tokens', **meta
+) -> TokenStore:
   """A store in memory from an iterable of id arrays; for tests, notebooks and small sets."""
   arrays = [np.asarray(d) for d in documents]
   offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
-  tokens = np.concatenate([a.astype(np.uint32) for a in arrays]) if arrays else np.zeros(0, np.uint32)
-  store = TokenStore(tokens, offsets, fingerprint=fingerprint_of(tokens, offsets), meta=meta, name=name)
+  tokens = (
+    np.concatenate([a.astype(np.uint32) for a in arrays]) if arrays else np.zeros(0, np.uint32)
+  )
+  store = TokenStore(
+    tokens, offsets, fingerprint=fingerprint_of(tokens, offsets), meta=meta, name=name
+  )
   if vocab_size is not None:
     store.check_ids(vocab_size)
   return store
@@ -160,17 +208,24 @@ def sha256(array) -> str:
   """Of the bytes of a flat array, read in blocks."""
   digest = hashlib.sha256()
   for i in range(0, len(array), _BLOCK):
-    digest.update(np.ascontiguousarray(array[i:i + _BLOCK]).data)
+    digest.update(np.ascontiguousarray(array[i : i + _BLOCK]).data)
   return digest.hexdigest()
 
 
 def _extreme(array, what) -> int:
-  found = [int(what(array[i:i + _BLOCK])) for i in range(0, len(array), _BLOCK)]
+  found = [int(what(array[i : i + _BLOCK])) for i in range(0, len(array), _BLOCK)]
   return int(what(found)) if found else 0
 
 
-def stored(source, tokenizer, cache_dir: str | os.PathLike, *, bos: bool = False, eos: bool = True,
-           progress: bool = True) -> TokenStore:
+def stored(
+  source,
+  tokenizer,
+  cache_dir: str | os.PathLike,
+  *,
+  bos: bool = False,
+  eos: bool = True,
+  progress: bool = True,
+) -> TokenStore:
   """The documents of a source as a store: tokenized once into `cache_dir`, found there the next
   time.
 
@@ -189,6 +244,7 @@ def stored(source, tokenizer, cache_dir: str | os.PathLike, *, bos: bool = False
   """
   from lmjax.data import writer  # it imports this file
   from lmjax.registry import Part
+
   source = source() if isinstance(source, Part) else source
   tokenizer = tokenizer() if isinstance(tokenizer, Part) else tokenizer
   if hasattr(source, 'store'):
@@ -196,9 +252,13 @@ def stored(source, tokenizer, cache_dir: str | os.PathLike, *, bos: bool = False
     _check_prepared(store, tokenizer, bos, eos)
     store.check_ids(tokenizer.vocab_size)
   else:
-    store = writer.cached(source, tokenizer, pathlib.Path(cache_dir), bos=bos, eos=eos, progress=progress)
+    store = writer.cached(
+      source, tokenizer, pathlib.Path(cache_dir), bos=bos, eos=eos, progress=progress
+    )
   if not len(store.tokens):
-    raise ValueError(f'{source}: no text in it; at least one document that is not empty is expected')
+    raise ValueError(
+      f'{source}: no text in it; at least one document that is not empty is expected'
+    )
   return store
 
 
@@ -206,9 +266,17 @@ def _check_prepared(store: TokenStore, tokenizer, bos: bool, eos: bool):
   """A store that says how it was made must agree with what is asked for now."""
   made = store.meta.get('tokenizer')
   if made is not None and made != tokenizer.fingerprint():
-    raise ValueError(f'{store.name} was prepared with another tokenizer ({store.meta.get("tokenizer_spec") or made}); '
-                     'name that one in config.data.tokenizer or prepare the text again')
-  for key, asked in (('bos', bos and tokenizer.bos is not None), ('eos', eos and tokenizer.eos is not None)):
+    raise ValueError(
+      f'{store.name} was prepared with another tokenizer '
+      f'({store.meta.get("tokenizer_spec") or made}); '
+      'name that one in config.data.tokenizer or prepare the text again'
+    )
+  for key, asked in (
+    ('bos', bos and tokenizer.bos is not None),
+    ('eos', eos and tokenizer.eos is not None),
+  ):
     if store.meta.get(key, asked) != asked:
-      raise ValueError(f'{store.name} was prepared with {key}={store.meta[key]}, but {key}={asked} is asked for; '
-                       f'set config.data.{key}={str(store.meta[key]).lower()} or prepare the text again')
+      raise ValueError(
+        f'{store.name} was prepared with {key}={store.meta[key]}, but {key}={asked} is asked for; '
+        f'set config.data.{key}={str(store.meta[key]).lower()} or prepare the text again'
+      )

@@ -26,7 +26,9 @@ class StoreWriter:
   """
 
   def __init__(self, path, *, vocab_size: int, **meta):
-    """Args: meta: JSON values kept in meta.json, e.g. tokenizer=fingerprint, bos=False, eos=True."""
+    """Args: meta: JSON values kept in meta.json, e.g. tokenizer=fingerprint, bos=False,
+    eos=True.
+    """
     self.path, self.meta, self.vocab_size = pathlib.Path(path), meta, vocab_size
     self.dtype = store_lib.DTYPES['uint16' if vocab_size <= 1 << 16 else 'uint32']
     self.documents = self.tokens = self.bytes = self.words = 0
@@ -37,7 +39,9 @@ class StoreWriter:
       raise ValueError(f'{self.path} exists; nothing is overwritten, name a new folder')
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      self._folder = pathlib.Path(tempfile.mkdtemp(prefix=self.path.name + '.part-', dir=self.path.parent))
+      self._folder = pathlib.Path(
+        tempfile.mkdtemp(prefix=self.path.name + '.part-', dir=self.path.parent)
+      )
     except OSError as e:
       raise ValueError(f'cannot write tokens to {self.path}: {e.strerror}') from None
     self._file = open(self._folder / 'tokens.bin', 'wb')
@@ -54,9 +58,11 @@ class StoreWriter:
     if len(ids):
       low, top = int(ids.min()), int(ids.max())
       if low < 0 or top >= self.vocab_size:
-        raise ValueError(f'id {low if low < 0 else top} in documents {self.documents} ... '
-                         f'{self.documents + len(lengths) - 1} is not in the vocabulary; '
-                         f'0 ... {self.vocab_size - 1} is expected')
+        raise ValueError(
+          f'id {low if low < 0 else top} in documents {self.documents} ... '
+          f'{self.documents + len(lengths) - 1} is not in the vocabulary; '
+          f'0 ... {self.vocab_size - 1} is expected'
+        )
       self._max = max(self._max, top)
       data = np.ascontiguousarray(ids, self.dtype)
       self._digest.update(data.data)
@@ -81,12 +87,23 @@ class StoreWriter:
     np.save(self._folder / 'offsets.npy', offsets, allow_pickle=False)
     digest, name = self._digest.hexdigest(), self.dtype.name
     meta = dict(
-        format=store_lib.FORMAT, dtype=name, documents=self.documents, tokens=self.tokens, bytes=self.bytes,
-        words=self.words, max_id=self._max, vocab_size=self.vocab_size, tokens_sha256=digest,
-        tokens_bin_bytes=(self._folder / 'tokens.bin').stat().st_size,
-        offsets_npy_bytes=(self._folder / 'offsets.npy').stat().st_size,
-        fingerprint=store_lib.combine(name, digest, store_lib.sha256(offsets)), **self.meta)
-    (self._folder / 'meta.json').write_text(json.dumps(meta, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+      format=store_lib.FORMAT,
+      dtype=name,
+      documents=self.documents,
+      tokens=self.tokens,
+      bytes=self.bytes,
+      words=self.words,
+      max_id=self._max,
+      vocab_size=self.vocab_size,
+      tokens_sha256=digest,
+      tokens_bin_bytes=(self._folder / 'tokens.bin').stat().st_size,
+      offsets_npy_bytes=(self._folder / 'offsets.npy').stat().st_size,
+      fingerprint=store_lib.combine(name, digest, store_lib.sha256(offsets)),
+      **self.meta,
+    )
+    (self._folder / 'meta.json').write_text(
+      json.dumps(meta, indent=1, sort_keys=True) + '\n', encoding='utf-8'
+    )
     os.chmod(self._folder, 0o755)  # mkdtemp makes it private
     if self.path.exists():
       raise ValueError(f'{self.path} appeared while tokens were written; nothing is overwritten')
@@ -115,7 +132,12 @@ def encode(documents, tokenizer, *, bos: bool, eos: bool):
     else:
       out.append(np.zeros(0, np.int64))
     lengths.append(len(out[-1]))
-  return (np.concatenate(out) if out else np.zeros(0, np.int64)), np.array(lengths, np.int64), size, words
+  return (
+    (np.concatenate(out) if out else np.zeros(0, np.int64)),
+    np.array(lengths, np.int64),
+    size,
+    words,
+  )
 
 
 def chunks(source):
@@ -131,14 +153,23 @@ def chunks(source):
     yield batch
 
 
-def cached(source, tokenizer, cache_dir: pathlib.Path, *, bos: bool, eos: bool, progress: bool) -> store_lib.TokenStore:
+def cached(
+  source, tokenizer, cache_dir: pathlib.Path, *, bos: bool, eos: bool, progress: bool
+) -> store_lib.TokenStore:
   """The store of a source in cache_dir, written now if it is not there."""
-  made = dict(source=source.fingerprint(), tokenizer=tokenizer.fingerprint(),
-              bos=bos and tokenizer.bos is not None, eos=eos and tokenizer.eos is not None)
+  made = dict(
+    source=source.fingerprint(),
+    tokenizer=tokenizer.fingerprint(),
+    bos=bos and tokenizer.bos is not None,
+    eos=eos and tokenizer.eos is not None,
+  )
   path = cache_dir / store_lib.combine(store_lib.FORMAT, *made.values())[:24]
   if not path.exists():
     try:
-      with StoreWriter(path, vocab_size=tokenizer.vocab_size, **made) as out, Watch(str(source), progress) as watch:
+      with (
+        StoreWriter(path, vocab_size=tokenizer.vocab_size, **made) as out,
+        Watch(str(source), progress) as watch,
+      ):
         for batch in chunks(source):
           ids, lengths, size, words = encode(batch, tokenizer, bos=bos, eos=eos)
           out.append(ids, lengths, bytes=size, words=words)
@@ -150,17 +181,28 @@ def cached(source, tokenizer, cache_dir: pathlib.Path, *, bos: bool, eos: bool, 
 
 
 class Watch:
-  """Documents, tokens and tokens/s while a store is written: a line on a terminal, nothing elsewhere."""
+  """Documents, tokens and tokens/s while a store is written: a line on a terminal, nothing
+  elsewhere.
+  """
 
   def __init__(self, title: str, show: bool = True):
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True)
     self._start = time.monotonic()
     self._bar = Progress(
-        SpinnerColumn(), TextColumn('tokenizing {task.fields[what]}', markup=False), TextColumn('{task.description}'),
-        TimeElapsedColumn(), console=console, disable=not (show and console.is_terminal), transient=True)
-    self._task = self._bar.add_task('', total=None, what=title if len(title) < 60 else title[:57] + '...')
+      SpinnerColumn(),
+      TextColumn('tokenizing {task.fields[what]}', markup=False),
+      TextColumn('{task.description}'),
+      TimeElapsedColumn(),
+      console=console,
+      disable=not (show and console.is_terminal),
+      transient=True,
+    )
+    self._task = self._bar.add_task(
+      '', total=None, what=title if len(title) < 60 else title[:57] + '...'
+    )
 
   def __enter__(self):
     self._bar.start()
@@ -171,4 +213,7 @@ class Watch:
 
   def update(self, out: StoreWriter):
     rate = out.tokens / max(time.monotonic() - self._start, 1e-9)
-    self._bar.update(self._task, description=f'{out.documents:,} documents  {out.tokens:,} tokens  {rate:,.0f} tokens/s')
+    self._bar.update(
+      self._task,
+      description=f'{out.documents:,} documents  {out.tokens:,} tokens  {rate:,.0f} tokens/s',
+    )

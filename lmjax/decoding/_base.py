@@ -1,6 +1,7 @@
 """What decoding rules share: one step of the model, the rule's own filter, one draw for each row.
 
-A rule that only reshapes the distribution defines `filter`; `rule` reads a spec and joins several by `|`, applied from left to right.
+A rule that only reshapes the distribution defines `filter`; `rule` reads a spec and joins several
+by `|`, applied from left to right.
 """
 
 from typing import Any, Sequence
@@ -15,7 +16,9 @@ from lmjax import registry
 
 @struct.dataclass
 class State:
-  """caches: one per model, whatever its step function takes and gives. tokens_B: the last tokens, not yet fed to the models."""
+  """caches: one per model, whatever its step function takes and gives. tokens_B: the last tokens,
+  not yet fed to the models.
+  """
 
   caches: tuple
   tokens_B: jax.Array
@@ -40,7 +43,9 @@ class Rule:
       the next state and its tokens_B, int32.
     """
     if len(step_fns) != 1:
-      raise kinds.Unsupported(f'decoding {type(self).__name__.lower()} takes one model, {len(step_fns)} were given')
+      raise kinds.Unsupported(
+        f'decoding {type(self).__name__.lower()} takes one model, {len(step_fns)} were given'
+      )
     logits_BV, cache = step_fns[0](state.caches[0], state.tokens_B)
     tokens_B = draw(self.filter(logits_BV.astype(jnp.float32)), rng)
     return State((cache,), tokens_B), tokens_B
@@ -69,14 +74,18 @@ def keep(logits_BV, mask_BV):
 
 
 def rule(spec: 'str | registry.Chain') -> Any:
-  """The rule of a spec such as 'top_k(k=40) | temperature(t=0.8)'. Raises SpecError; Unsupported where a part cannot be chained."""
+  """The rule of a spec such as 'top_k(k=40) | temperature(t=0.8)'. Raises SpecError; Unsupported
+  where a part cannot be chained.
+  """
   chain = registry.make_chain('decoding', spec) if isinstance(spec, str) else spec
   made = [(name, part()) for name, part in chain.items()]
   if len(made) == 1:
     return made[0][1]
   for name, r in made:
     if not hasattr(r, 'filter') or not _only_filters(r):
-      raise kinds.Unsupported(f'decoding {name} does more than filter logits, so it cannot be joined with others by |')
+      raise kinds.Unsupported(
+        f'decoding {name} does more than filter logits, so it cannot be joined with others by |'
+      )
   return Chained([r for _, r in made])
 
 

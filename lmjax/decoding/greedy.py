@@ -1,4 +1,6 @@
-"""The most probable token; among equals the one with the smallest id. The limit t -> 0 of `temperature`."""
+"""The most probable token; among equals the one with the smallest id. The limit t -> 0 of
+`temperature`.
+"""
 
 import jax.numpy as jnp
 

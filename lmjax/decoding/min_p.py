@@ -1,8 +1,10 @@
-"""Tokens at least p times as probable as the best one, renormalised: the cut follows the model's confidence.
+"""Tokens at least p times as probable as the best one, renormalised: the cut follows the model's
+confidence.
 
   keep v where P(v) >= p * max_u P(u)
 
-Nguyen et al., 2024 (arXiv:2407.01082), who use p = 0.05 to 0.1 and high temperatures. p = 0 keeps all, p = 1 only the best.
+Nguyen et al., 2024 (arXiv:2407.01082), who use p = 0.05 to 0.1 and high temperatures. p = 0 keeps
+all, p = 1 only the best.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
-"""Sampling at a temperature: softmax(z / t), t = 1 being the model's own distribution, t -> 0 greedy, t -> infinity uniform.
+"""Sampling at a temperature: softmax(z / t), t = 1 being the model's own distribution, t -> 0
+greedy, t -> infinity uniform.
 
-Ackley, Hinton and Sejnowski, 1985 (A learning algorithm for Boltzmann machines). The row's maximum is subtracted before dividing: the
-distribution is the same, and no t overflows. In a chain the place matters: `top_p` after `temperature` cuts the tempered distribution.
+Ackley, Hinton and Sejnowski, 1985 (A learning algorithm for Boltzmann machines). The row's maximum
+is subtracted before dividing: the distribution is the same, and no t overflows. In a chain the
+place matters: `top_p` after `temperature` cuts the tempered distribution.
 """
 
 import dataclasses

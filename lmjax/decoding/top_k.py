@@ -1,6 +1,8 @@
-"""Only the k most probable tokens, renormalised; among equals those with the smallest ids, so that never more than k are left.
+"""Only the k most probable tokens, renormalised; among equals those with the smallest ids, so that
+never more than k are left.
 
-Fan, Lewis and Dauphin, 2018 (arXiv:1805.04833); k = 40 to 50 is usual since GPT-2. A k beyond the vocabulary keeps all.
+Fan, Lewis and Dauphin, 2018 (arXiv:1805.04833); k = 40 to 50 is usual since GPT-2. A k beyond the
+vocabulary keeps all.
 """
 
 import dataclasses

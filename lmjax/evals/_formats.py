@@ -1,8 +1,11 @@
-"""How the items of each multiple-choice task become (context, continuation) pairs: the zero-shot prompts of lm-evaluation-harness.
+"""How the items of each multiple-choice task become (context, continuation) pairs: the zero-shot
+prompts of lm-evaluation-harness.
 
-Cloze tasks score the text of an option, letter tasks (mmlu, commonsense_qa) list the options in the prompt and score ' A', ' B', ...; winogrande
-puts each option into the context and scores the rest of the sentence, which is the same for both (partial evaluation, Trinh and Le, 2018,
-arXiv:1806.02847). A space stands between context and option and is not counted in the option's length.
+Cloze tasks score the text of an option, letter tasks (mmlu, commonsense_qa) list the options in the
+prompt and score ' A', ' B', ...; winogrande puts each option into the context and scores the rest
+of the sentence, which is the same for both (partial evaluation, Trinh and Le, 2018,
+arXiv:1806.02847). A space stands between context and option and is not counted in the option's
+length.
 """
 
 import dataclasses
@@ -13,7 +16,9 @@ LETTERS = 'ABCDEFGHIJ'
 
 
 class Item(NamedTuple):
-  """pairs: (context, continuation) of each option. sizes: characters of each option. gold: index of the right one."""
+  """pairs: (context, continuation) of each option. sizes: characters of each option. gold: index of
+  the right one.
+  """
 
   pairs: list[tuple[str, str]]
   sizes: list[int]
@@ -22,7 +27,9 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """file: the task's default file. fields: what a row must have. read: row -> Item. norm: whether acc_norm means anything."""
+  """file: the task's default file. fields: what a row must have. read: row -> Item. norm: whether
+  acc_norm means anything.
+  """
 
   file: str
   fields: tuple[str, ...]
@@ -38,7 +45,7 @@ def item(context: str, options: list[str], gold: int) -> Item:
 
 def letters(question: str, options: list[str], gold: int) -> Item:
   shown = ''.join(f'{LETTERS[i]}. {o}\n' for i, o in enumerate(options))
-  return item(f'{question.strip()}\n{shown}Answer:', list(LETTERS[:len(options)]), gold)
+  return item(f'{question.strip()}\n{shown}Answer:', list(LETTERS[: len(options)]), gold)
 
 
 def keyed(row) -> int:
@@ -89,7 +96,9 @@ def winogrande(row) -> Item:
 
 
 def boolq(row) -> Item:
-  return item(f'{row["passage"]}\nQuestion: {row["question"]}?\nAnswer:', ['no', 'yes'], int(row['answer']))
+  return item(
+    f'{row["passage"]}\nQuestion: {row["question"]}?\nAnswer:', ['no', 'yes'], int(row['answer'])
+  )
 
 
 def copa(row) -> Item:
@@ -105,27 +114,59 @@ def cb(row) -> Item:
 
 def sciq(row) -> Item:
   context = f'{row["support"].lstrip()}\nQuestion: {row["question"]}\nAnswer:'
-  return item(context, [row['distractor1'], row['distractor2'], row['distractor3'], row['correct_answer']], 3)
+  return item(
+    context, [row['distractor1'], row['distractor2'], row['distractor3'], row['correct_answer']], 3
+  )
 
 
 def social_iqa(row) -> Item:
-  return item(f'Q: {row["context"]} {row["question"]}\nA:', [row['answerA'], row['answerB'], row['answerC']], int(row['label']) - 1)
+  return item(
+    f'Q: {row["context"]} {row["question"]}\nA:',
+    [row['answerA'], row['answerB'], row['answerC']],
+    int(row['label']) - 1,
+  )
 
 
 KEYED = ('question', 'choices', 'answerKey')
 FORMATS = {
-    'arc_challenge': Format('arc_challenge_val.shared.jsonl', KEYED, question),
-    'arc_easy': Format('arc_easy_val.shared.jsonl', KEYED, question),
-    'basic_arithmetic': Format('basic_arithmetic.shared.jsonl', KEYED, question),
-    'boolq': Format('boolq_val.shared.jsonl', ('passage', 'question', 'answer'), boolq, norm=False),
-    'cb': Format('superglue_cb_val.jsonl', ('premise', 'hypothesis', 'label'), cb, norm=False),
-    'commonsense_qa': Format('commonsense_qa_val.shared.jsonl', KEYED, commonsense_qa, norm=False),
-    'copa': Format('superglue_copa_val.jsonl', ('premise', 'choice1', 'choice2', 'question', 'label'), copa, norm=False),
-    'hellaswag': Format('hellaswag_val.shared.jsonl', ('activity_label', 'ctx_a', 'ctx_b', 'endings', 'label'), hellaswag),
-    'mmlu': Format('mmlu_test.shared.jsonl', ('question', 'subject', 'choices', 'answer'), mmlu, norm=False),
-    'openbookqa': Format('openbookqa_val.shared.jsonl', ('question_stem', 'choices', 'answerKey'), openbookqa),
-    'piqa': Format('piqa_val.shared.jsonl', ('goal', 'sol1', 'sol2', 'label'), piqa),
-    'sciq': Format('sciq_val.shared.jsonl', ('support', 'question', 'distractor1', 'distractor2', 'distractor3', 'correct_answer'), sciq),
-    'social_iqa': Format('social_iqa_val.shared.jsonl', ('context', 'question', 'answerA', 'answerB', 'answerC', 'label'), social_iqa),
-    'winogrande': Format('winogrande_val.shared.jsonl', ('sentence', 'option1', 'option2', 'answer'), winogrande, norm=False),
+  'arc_challenge': Format('arc_challenge_val.shared.jsonl', KEYED, question),
+  'arc_easy': Format('arc_easy_val.shared.jsonl', KEYED, question),
+  'basic_arithmetic': Format('basic_arithmetic.shared.jsonl', KEYED, question),
+  'boolq': Format('boolq_val.shared.jsonl', ('passage', 'question', 'answer'), boolq, norm=False),
+  'cb': Format('superglue_cb_val.jsonl', ('premise', 'hypothesis', 'label'), cb, norm=False),
+  'commonsense_qa': Format('commonsense_qa_val.shared.jsonl', KEYED, commonsense_qa, norm=False),
+  'copa': Format(
+    'superglue_copa_val.jsonl',
+    ('premise', 'choice1', 'choice2', 'question', 'label'),
+    copa,
+    norm=False,
+  ),
+  'hellaswag': Format(
+    'hellaswag_val.shared.jsonl',
+    ('activity_label', 'ctx_a', 'ctx_b', 'endings', 'label'),
+    hellaswag,
+  ),
+  'mmlu': Format(
+    'mmlu_test.shared.jsonl', ('question', 'subject', 'choices', 'answer'), mmlu, norm=False
+  ),
+  'openbookqa': Format(
+    'openbookqa_val.shared.jsonl', ('question_stem', 'choices', 'answerKey'), openbookqa
+  ),
+  'piqa': Format('piqa_val.shared.jsonl', ('goal', 'sol1', 'sol2', 'label'), piqa),
+  'sciq': Format(
+    'sciq_val.shared.jsonl',
+    ('support', 'question', 'distractor1', 'distractor2', 'distractor3', 'correct_answer'),
+    sciq,
+  ),
+  'social_iqa': Format(
+    'social_iqa_val.shared.jsonl',
+    ('context', 'question', 'answerA', 'answerB', 'answerC', 'label'),
+    social_iqa,
+  ),
+  'winogrande': Format(
+    'winogrande_val.shared.jsonl',
+    ('sentence', 'option1', 'option2', 'answer'),
+    winogrande,
+    norm=False,
+  ),
 }

@@ -1,6 +1,8 @@
-"""Where the files of evals lie, and reading them: plain, .xz, .gz or .zst, told by their first bytes.
+"""Where the files of evals lie, and reading them: plain, .xz, .gz or .zst, told by their first
+bytes.
 
-An eval with path='' takes its default file from `$LMJAX_DATA/eval`, or from `$LMJAX_TEST_DATA/eval` where LMJAX_DATA is not set.
+An eval with path='' takes its default file from `$LMJAX_DATA/eval`, or from `$LMJAX_TEST_DATA/eval`
+where LMJAX_DATA is not set.
 """
 
 import gzip
@@ -27,16 +29,23 @@ def find(path: str, default: str = '') -> pathlib.Path:
     raise ValueError("path='' names no file: say which text to score, as in path='test.txt'")
   folder = next((os.environ[v] for v in VARIABLES if os.environ.get(v)), None)
   if folder is None:
-    raise ValueError(f"path='' and LMJAX_DATA is not set: give path='.../{default}', or set LMJAX_DATA to the folder that holds eval/{default}")
+    raise ValueError(
+      f"path='' and LMJAX_DATA is not set: give path='.../{default}', or set LMJAX_DATA to the "
+      f'folder that holds eval/{default}'
+    )
   options = [pathlib.Path(folder) / 'eval' / (default + e) for e in ENDINGS]
   found = next((o for o in options if o.is_file()), None)
   if found is None:
-    raise ValueError(f"no file {options[0]} (nor with {', '.join(ENDINGS[1:])}): give path='.../{default}'")
+    raise ValueError(
+      f"no file {options[0]} (nor with {', '.join(ENDINGS[1:])}): give path='.../{default}'"
+    )
   return found
 
 
 def stem(path: pathlib.Path) -> str:
-  """The file's name without the endings of compression and of its kind: the version of the data, for the names of scores."""
+  """The file's name without the endings of compression and of its kind: the version of the data,
+  for the names of scores.
+  """
   name = path.name
   for end in (*ENDINGS[1:], '.jsonl', '.txt'):
     name = name.removesuffix(end)
@@ -78,14 +87,20 @@ def text(path: pathlib.Path) -> str:
   try:
     out = content.decode('utf-8')
   except UnicodeDecodeError as e:
-    raise ValueError(f'{path} is not UTF-8 text: byte {e.start} is 0x{content[e.start]:02x}') from None
+    raise ValueError(
+      f'{path} is not UTF-8 text: byte {e.start} is 0x{content[e.start]:02x}'
+    ) from None
   if not out.strip():
     raise ValueError(f'{path} is empty')
   return out
 
 
-def rows(path: pathlib.Path, fields: Iterable[str], limit: int | None = None) -> list[dict[str, Any]]:
-  """The objects of a .jsonl file, the first `limit` of them. Raises ValueError naming the file, the line and the field."""
+def rows(
+  path: pathlib.Path, fields: Iterable[str], limit: int | None = None
+) -> list[dict[str, Any]]:
+  """The objects of a .jsonl file, the first `limit` of them. Raises ValueError naming the file, the
+  line and the field.
+  """
   out = []
   for number, line in enumerate(text(path).split('\n'), 1):
     if not line.strip():
@@ -99,7 +114,9 @@ def rows(path: pathlib.Path, fields: Iterable[str], limit: int | None = None) ->
     missing = [f for f in fields if f not in row] if isinstance(row, dict) else list(fields)
     if missing:
       have = ', '.join(row) if isinstance(row, dict) else type(row).__name__
-      raise ValueError(f'{path}, line {number}: the field {missing[0]!r} is missing; there is {have}')
+      raise ValueError(
+        f'{path}, line {number}: the field {missing[0]!r} is missing; there is {have}'
+      )
     out.append(row)
   return out
 

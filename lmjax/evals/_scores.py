@@ -9,7 +9,9 @@ from lmjax import kinds
 
 
 def label(name: str, lm, **how) -> str:
-  """'name[key=value, ...]': what the number depends on, with what the language model says of itself (`protocol`)."""
+  """'name[key=value, ...]': what the number depends on, with what the language model says of itself
+  (`protocol`).
+  """
   told: dict[str, Any] = {**how, **getattr(lm, 'protocol', {})}
   inner = ', '.join(f'{k}={v}' for k, v in told.items() if v is not None)
   return f'{name}[{inner}]' if inner else name

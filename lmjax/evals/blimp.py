@@ -1,8 +1,9 @@
 """BLiMP: of two sentences that differ minimally, the grammatical one should be more probable.
 
-accuracy = share of pairs with log P(good) > log P(bad), each the log-likelihood of the whole sentence after the prefix (bos, or eos where
-there is no bos). Reported for each paradigm, and averaged over paradigms with equal weight. A tie is a miss.
-Warstadt et al., 2020 (arXiv:1912.00582), the simple language-model method.
+accuracy = share of pairs with log P(good) > log P(bad), each the log-likelihood of the whole
+sentence after the prefix (bos, or eos where there is no bos). Reported for each paradigm, and
+averaged over paradigms with equal weight. A tie is a miss. Warstadt et al., 2020
+(arXiv:1912.00582), the simple language-model method.
 """
 
 import dataclasses
@@ -43,5 +44,7 @@ class Blimp:
     values, errors = zip(*parts.values())
     error = None if None in errors else math.sqrt(sum(e * e for e in errors)) / len(errors)
     how = dict(file=_paths.stem(path), limit=self.limit)
-    average = kinds.Score(_scores.label('average', lm, **how, paradigms=len(parts)), sum(values) / len(values), error)
+    average = kinds.Score(
+      _scores.label('average', lm, **how, paradigms=len(parts)), sum(values) / len(values), error
+    )
     return [average, *(kinds.Score(_scores.label(uid, lm, **how), *parts[uid]) for uid in parts)]

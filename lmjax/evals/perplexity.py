@@ -1,16 +1,19 @@
 """Perplexity of a text by token and by word, and bits per byte, from one sum of log-probabilities.
 
-With L the nats of all scored tokens: nll = L / tokens, token perplexity exp(nll), word perplexity exp(L / words), bits per byte
-L / (ln 2 bytes). Only the last two compare models with different tokenizers. Words and bytes are those of the text as stored, also where
-`detokenize` changes what the model reads.
+With L the nats of all scored tokens: nll = L / tokens, token perplexity exp(nll), word perplexity
+exp(L / words), bits per byte L / (ln 2 bytes). Only the last two compare models with different
+tokenizers. Words and bytes are those of the text as stored, also where `detokenize` changes what
+the model reads.
 
-Windows of the model's length advance by `stride` (None: disjoint) and every token is scored once; the first token of a document follows the
-tokenizer's bos, or eos, and is not scored where there is neither, in which case one word less is counted for each document (Megatron's
-N - 1). Perplexity falls with the stride, so both are in the score's name. Documents are divided by `separator`, which is not scored; attention
-does not cross them; '' makes the file one document.
+Windows of the model's length advance by `stride` (None: disjoint) and every token is scored once;
+the first token of a document follows the tokenizer's bos, or eos, and is not scored where there is
+neither, in which case one word less is counted for each document (Megatron's N - 1). Perplexity
+falls with the stride, so both are in the score's name. Documents are divided by `separator`, which
+is not scored; attention does not cross them; '' makes the file one document.
 
-detokenize='wikitext' is Megatron-LM's protocol for WikiText-103. Standard errors: over blocks of a model's length of tokens, which are taken
-as independent (ratio estimator); tokens themselves are not.
+detokenize='wikitext' is Megatron-LM's protocol for WikiText-103. Standard errors: over blocks of a
+model's length of tokens, which are taken as independent (ratio estimator); tokens themselves are
+not.
 """
 
 import dataclasses
@@ -46,10 +49,14 @@ class Perplexity:
       raise ValueError(f'stride={stride}: a positive number of tokens or None is expected')
 
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
-    """Scores and the counts behind them. Raises ValueError naming the file where it is missing, empty or not UTF-8."""
+    """Scores and the counts behind them. Raises ValueError naming the file where it is missing,
+    empty or not UTF-8.
+    """
     path = _paths.find(self.path)
     whole = _paths.text(path)
-    documents = [d for d in (whole.split(self.separator) if self.separator else [whole]) if d.strip()]
+    documents = [
+      d for d in (whole.split(self.separator) if self.separator else [whole]) if d.strip()
+    ]
     if not documents:
       raise ValueError(f'{path} holds nothing but the separator {self.separator!r}')
     read = _wikitext.detokenize if self.detokenize == 'wikitext' else str
@@ -65,20 +72,30 @@ class Perplexity:
     return [kinds.Score(_scores.label(k, lm, **how), *v) for k, v in found.items()]
 
 
-def summary(logps: Sequence[np.ndarray], *, words: int, size: int) -> dict[str, tuple[float, float | None]]:
-  """(value, standard error) of each measure from the log-probabilities of documents, their words and their bytes."""
+def summary(
+  logps: Sequence[np.ndarray], *, words: int, size: int
+) -> dict[str, tuple[float, float | None]]:
+  """(value, standard error) of each measure from the log-probabilities of documents, their words
+  and their bytes.
+  """
   nats = -math.fsum(x for logp in logps for x in logp)
   tokens = sum(map(len, logps))
   if not tokens or words < 1:
     raise ValueError(f'{tokens} scored tokens in {words} words: the text is too short to score')
-  blocks = [-logp[i:i + BLOCK] for logp in logps for i in range(0, len(logp), BLOCK)]
-  sums = metrics.row_sums(np.array([b.sum() for b in blocks]), np.array([float(len(b)) for b in blocks]))
+  blocks = [-logp[i : i + BLOCK] for logp in logps for i in range(0, len(logp), BLOCK)]
+  sums = metrics.row_sums(
+    np.array([b.sum() for b in blocks]), np.array([float(len(b)) for b in blocks])
+  )
   error = metrics.ratio_stderr(sums)
   error = None if math.isnan(error) else error
   scaled = lambda factor: None if error is None else error * factor
   per_word, per_token = _scores.exp(nats / words), _scores.exp(nats / tokens)
   return dict(
-      nll=(nats / tokens, error), token_perplexity=(per_token, scaled(per_token)),
-      word_perplexity=(per_word, scaled(per_word * tokens / words)),
-      bits_per_byte=(metrics.bits_per_byte(nats, size), scaled(tokens / size / math.log(2))),
-      tokens=(float(tokens), None), words=(float(words), None), bytes=(float(size), None))
+    nll=(nats / tokens, error),
+    token_perplexity=(per_token, scaled(per_token)),
+    word_perplexity=(per_word, scaled(per_word * tokens / words)),
+    bits_per_byte=(metrics.bits_per_byte(nats, size), scaled(tokens / size / math.log(2))),
+    tokens=(float(tokens), None),
+    words=(float(words), None),
+    bytes=(float(size), None),
+  )

@@ -1,11 +1,15 @@
-"""Reads Llama checkpoints in the layout of llama2.c: one .npz of stacked matrices and a config.json.
+"""Reads Llama checkpoints in the layout of llama2.c: one .npz of stacked matrices and a
+config.json.
 
-Matrices are stacked over layers and stored as (layer, out, in), y = x W^T; lmjax stores (layer, in, out) with heads apart:
+Matrices are stacked over layers and stored as (layer, out, in), y = x W^T; lmjax stores (layer, in,
+out) with heads apart:
 
-  wq, wk, wv (N, H K, D) -> mixer/{q,k,v}/kernel (N, D, H, K)        wo (N, D, H K) -> mixer/out/kernel (N, H, K, D)
-  w1, w3 (N, F, D) -> ffn/{gate,up}/kernel (N, D, F)                 w2 (N, D, F) -> ffn/down/kernel (N, F, D)
+  wq, wk, wv (N, H K, D) -> mixer/{q,k,v}/kernel (N, D, H, K)        wo (N, D, H K) ->
+  mixer/out/kernel (N, H, K, D) w1, w3 (N, F, D) -> ffn/{gate,up}/kernel (N, D, F)
+  w2 (N, D, F) -> ffn/down/kernel (N, F, D)
 
-Coordinates 2i and 2i + 1 of each head rotate together (Meta's layout), hence rope(pairs='interleaved'). Karpathy, llama2.c.
+Coordinates 2i and 2i + 1 of each head rotate together (Meta's layout), hence
+rope(pairs='interleaved'). Karpathy, llama2.c.
 """
 
 import json
@@ -22,13 +26,25 @@ from lmjax import registry
 from lmjax.models import model as model_lib
 from lmjax.parallel import facts
 
-KEYS = ('dim', 'hidden_dim', 'n_layers', 'n_heads', 'n_kv_heads', 'vocab_size', 'max_seq_len', 'shared_classifier', 'rope_theta',
-        'norm_eps')
+KEYS = (
+  'dim',
+  'hidden_dim',
+  'n_layers',
+  'n_heads',
+  'n_kv_heads',
+  'vocab_size',
+  'max_seq_len',
+  'shared_classifier',
+  'rope_theta',
+  'norm_eps',
+)
 WEIGHTS, CONFIG = 'weights_fp16.npz', 'config.json'
 
 
 def load(directory: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(resolved config, variables) of `directory`, float32 parameters on the host. Raises ValueError naming the file and the array."""
+  """(resolved config, variables) of `directory`, float32 parameters on the host. Raises ValueError
+  naming the file and the array.
+  """
   folder = pathlib.Path(directory)
   settings = _settings(folder / CONFIG)
   resolved = config_lib.resolve(to_config(settings))
@@ -44,7 +60,9 @@ def model(resolved: dict[str, Any], vocab: int):
 
 
 def to_config(s: dict[str, Any]):
-  """A config of the model; its training settings are the defaults. The tokenizer must be set to use it with text."""
+  """A config of the model; its training settings are the defaults. The tokenizer must be set to use
+  it with text.
+  """
   c = config_lib.default()
   m, block = c.model, c.model.blocks.block
   norm = f'rms_norm(eps={s["norm_eps"]})'
@@ -52,7 +70,9 @@ def to_config(s: dict[str, Any]):
   m.embed = 'tied()' if s['shared_classifier'] else 'untied()'
   m.position = f'rope(base={s["rope_theta"]}, pairs="interleaved")'
   m.final_norm = block.norm = norm
-  block.mixer = f'gqa(head_dim={s["dim"] // s["n_heads"]}, heads={s["n_heads"]}, kv_heads={s["n_kv_heads"]})'
+  block.mixer = (
+    f'gqa(head_dim={s["dim"] // s["n_heads"]}, heads={s["n_heads"]}, kv_heads={s["n_kv_heads"]})'
+  )
   block.ffn = f'swiglu(hidden={s["hidden_dim"]})'
   c.data.bos, c.data.eos = True, False
   return c
@@ -71,9 +91,13 @@ def to_params(a: dict[str, np.ndarray], s: dict[str, Any]) -> dict[str, Any]:
     return w.reshape(*w.shape[:2], -1, size)
 
   out = turned('wo')
-  mixer = {k: {'kernel': heads(f'w{k}')} for k in 'qkv'} | {'out': {'kernel': out.reshape(out.shape[0], -1, size, out.shape[2])}}
+  mixer = {k: {'kernel': heads(f'w{k}')} for k in 'qkv'} | {
+    'out': {'kernel': out.reshape(out.shape[0], -1, size, out.shape[2])}
+  }
   ffn = {k: {'kernel': turned(w)} for k, w in dict(gate='w1', up='w3', down='w2').items()}
-  layer = dict(mixer=mixer, ffn=ffn, norm_mixer={'scale': a['rms_att']}, norm_ffn={'scale': a['rms_ffn']})
+  layer = dict(
+    mixer=mixer, ffn=ffn, norm_mixer={'scale': a['rms_att']}, norm_ffn={'scale': a['rms_ffn']}
+  )
   embed = {'table': a['tok_emb']} | ({} if s['shared_classifier'] else {'unembed': a['wcls']})
   return dict(embed=embed, final_norm={'scale': a['rms_final']}, segment_0={'0_block': layer})
 
@@ -87,9 +111,14 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(f'{path} is not JSON: {e}') from None
   missing = [k for k in KEYS if k not in s] if isinstance(s, dict) else list(KEYS)
   if missing:
-    raise ValueError(f'{path}: {missing[0]!r} is missing; a llama2.c checkpoint gives {", ".join(KEYS)}')
+    raise ValueError(
+      f'{path}: {missing[0]!r} is missing; a llama2.c checkpoint gives {", ".join(KEYS)}'
+    )
   if s['dim'] % s['n_heads'] or s['n_heads'] % s['n_kv_heads']:
-    raise ValueError(f'{path}: dim={s["dim"]}, n_heads={s["n_heads"]} and n_kv_heads={s["n_kv_heads"]} do not divide')
+    raise ValueError(
+      f'{path}: dim={s["dim"]}, n_heads={s["n_heads"]} and n_kv_heads={s["n_kv_heads"]} do not '
+      'divide'
+    )
   return s
 
 
@@ -113,8 +142,16 @@ def _check(variables, net, path: pathlib.Path):
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   init = lambda key, x: net.init(key, x, kinds.Ctx(positions_BT=jnp.zeros_like(x)))
   want = facts.unbox(jax.eval_shape(init, jax.random.key(0), tokens))
-  have = {jax.tree_util.keystr(p, simple=True, separator='/'): a.shape for p, a in jax.tree_util.tree_leaves_with_path(variables)}
-  need = {jax.tree_util.keystr(p, simple=True, separator='/'): a.shape for p, a in jax.tree_util.tree_leaves_with_path(want)}
+  have = {
+    jax.tree_util.keystr(p, simple=True, separator='/'): a.shape
+    for p, a in jax.tree_util.tree_leaves_with_path(variables)
+  }
+  need = {
+    jax.tree_util.keystr(p, simple=True, separator='/'): a.shape
+    for p, a in jax.tree_util.tree_leaves_with_path(want)
+  }
   for name in sorted(have.keys() | need.keys()):
     if have.get(name) != need.get(name):
-      raise ValueError(f'{path}: {name} has shape {have.get(name)}, config.json makes it {need.get(name)}')
+      raise ValueError(
+        f'{path}: {name} has shape {have.get(name)}, config.json makes it {need.get(name)}'
+      )

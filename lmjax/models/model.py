@@ -1,4 +1,6 @@
-"""A model's resolved settings, and how a config gives them. Parts are handles here; the architecture builds them."""
+"""A model's resolved settings, and how a config gives them. Parts are handles here; the
+architecture builds them.
+"""
 
 import dataclasses
 from typing import Any
@@ -17,7 +19,8 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float
 class Model:
   """What an architecture needs to know.
 
-  segments: groups of blocks, scanned over their repeats. blocks: name -> residual part (the layer, holding its mixer, ffn, norm).
+  segments: groups of blocks, scanned over their repeats. blocks: name -> residual part (the layer,
+    holding its mixer, ffn, norm).
   length: tokens in a row of training data; unroll: layers per step of the scan over layers.
   """
 
@@ -58,7 +61,9 @@ def positive(**values):
 
 def dtype(key: str, name: str):
   if name not in DTYPES:
-    raise ValueError(f'config.{key}={name!r}: one of {", ".join(DTYPES)} is expected{nearest(name, DTYPES)}')
+    raise ValueError(
+      f'config.{key}={name!r}: one of {", ".join(DTYPES)} is expected{nearest(name, DTYPES)}'
+    )
   return DTYPES[name]
 
 
@@ -67,16 +72,21 @@ def segments(m: dict) -> tuple[specs.Segment, ...]:
   names = list(m['blocks'])
   if not m['stack']:
     if len(names) != 1:
-      raise ValueError(f'config.model.stack is empty: with {len(names)} blocks ({", ".join(names)}) it must say '
-                       'their order, as in "full + (local, full)*3"')
+      raise ValueError(
+        f'config.model.stack is empty: with {len(names)} blocks ({", ".join(names)}) it must say '
+        'their order, as in "full + (local, full)*3"'
+      )
     positive(**{'model.depth': m['depth']})
     return (specs.Segment((names[0],), m['depth']),)
   found = specs.segments(m['stack'])
   for s in found:
     for n in s.pattern:
       if n not in names:
-        raise ValueError(f'config.model.stack={m["stack"]!r}: no block {n!r}{nearest(n, names)} config.model.blocks has '
-                         f'{", ".join(names)}')
+        raise ValueError(
+          f'config.model.stack={m["stack"]!r}: no block {n!r}{nearest(n, names)} '
+          'config.model.blocks has '
+          f'{", ".join(names)}'
+        )
   return found
 
 
@@ -93,18 +103,29 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
   compute = dtype('model.dtype', m['dtype'])
   position = make('position', m['position'], length=length)
   scheme = Scheme(
-      init=make('init', m['init'], depth=depth, width=m['width'])(), linear=make('linear', m['linear']),
-      position=position(parent=None),
-      param_dtype=dtype('model.param_dtype', m['param_dtype']))
+    init=make('init', m['init'], depth=depth, width=m['width'])(),
+    linear=make('linear', m['linear']),
+    position=position(parent=None),
+    param_dtype=dtype('model.param_dtype', m['param_dtype']),
+  )
   blocks = []
   for name, b in m['blocks'].items():
     inner = {k: make(k, b[k]) for k in ('mixer', 'ffn', 'norm')}
     blocks.append((name, make('residual', b['residual'], **inner)))
   return Model(
-      width=m['width'], vocab=vocab, length=length, segments=stack, blocks=tuple(blocks),
-      embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute),
-      position=position,
-      final_norm=make('norm', m['final_norm']) if m['final_norm'] else None,
-      embed_norm=make('norm', m['embed_norm']) if m['embed_norm'] else None,
-      scheme=scheme, dtype=compute, unroll=m['unroll'], remat=m['remat'], cap=m['cap'] or None,
-      dropout=m['dropout'])
+    width=m['width'],
+    vocab=vocab,
+    length=length,
+    segments=stack,
+    blocks=tuple(blocks),
+    embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute),
+    position=position,
+    final_norm=make('norm', m['final_norm']) if m['final_norm'] else None,
+    embed_norm=make('norm', m['embed_norm']) if m['embed_norm'] else None,
+    scheme=scheme,
+    dtype=compute,
+    unroll=m['unroll'],
+    remat=m['remat'],
+    cap=m['cap'] or None,
+    dropout=m['dropout'],
+  )

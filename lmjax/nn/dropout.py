@@ -1,4 +1,6 @@
-"""Dropout that runs on every kind of mesh; Linen's own draws a mask that an explicit mesh refuses to combine with sharded rows."""
+"""Dropout that runs on every kind of mesh; Linen's own draws a mask that an explicit mesh refuses
+to combine with sharded rows.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ from lmjax.parallel import shard
 
 
 def dropout(module, x_BTD, rate: float, ctx):
-  """x with each value zeroed with probability `rate` and the others divided by 1 - rate; x itself unless `ctx.train`.
+  """x with each value zeroed with probability `rate` and the others divided by 1 - rate; x itself
+  unless `ctx.train`.
 
   Srivastava et al., 2014 (Dropout, JMLR 15). Draws from the stream `dropout` of the Linen module.
   """

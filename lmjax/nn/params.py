@@ -1,4 +1,6 @@
-"""Making parameters: every one through `param`, every matrix that meets activations through `dense`."""
+"""Making parameters: every one through `param`, every matrix that meets activations through
+`dense`.
+"""
 
 import dataclasses
 import math
@@ -28,10 +30,25 @@ def param(module: nn.Module, name: str, shape, fact: facts.Fact, scheme: Scheme)
   return module.param(name, facts.boxed(init, fact), tuple(shape), scheme.param_dtype)
 
 
-def dense(ctx, name: str, ins: dict[str, int], outs: dict[str, int], role: str = 'hidden', bias: bool = False):
-  """A linear map in the model's parameterization: contracts the axes `ins`, appends the axes `outs`."""
-  return ctx.scheme.linear(ins=tuple(ins.items()), outs=tuple(outs.items()), role=role, bias=bias,
-                           scheme=ctx.scheme, name=name)
+def dense(
+  ctx,
+  name: str,
+  ins: dict[str, int],
+  outs: dict[str, int],
+  role: str = 'hidden',
+  bias: bool = False,
+):
+  """A linear map in the model's parameterization: contracts the axes `ins`, appends the axes
+  `outs`.
+  """
+  return ctx.scheme.linear(
+    ins=tuple(ins.items()),
+    outs=tuple(outs.items()),
+    role=role,
+    bias=bias,
+    scheme=ctx.scheme,
+    name=name,
+  )
 
 
 @jax.custom_jvp
@@ -49,29 +66,33 @@ def _product_jvp(primals, tangents):
 def _change(x, kernel):
   """x W, written so that its transpose, the gradient of W, is fast.
 
-  XLA:CPU makes x^T dy at two thirds of its usual speed where it has more rows than columns. The barrier's own transpose keeps it
-  from undoing the transposition of (dy^T x)^T. Other compilers choose for themselves.
+  XLA:CPU makes x^T dy at two thirds of its usual speed where it has more rows than columns. The
+  barrier's own transpose keeps it from undoing the transposition of (dy^T x)^T. Other compilers
+  choose for themselves.
   """
   if kernel.shape[0] <= kernel.shape[1]:
     return x @ kernel
+
   def turned(x, kernel):
     turned_OI = jax.lax.optimization_barrier(kernel.T)
     return jax.lax.dot_general(turned_OI, x, (((1,), (1,)), ((), ()))).T
+
   return jax.lax.platform_dependent(x, kernel, cpu=turned, default=jnp.matmul)
 
 
 def contract(x, kernel, n: int, out_names):
   """Contracts the last n axes of x with the first n of kernel, in the dtype of x.
 
-  Without a mesh it is one 2-D matrix product: XLA:CPU runs the weight gradients of N-D einsums several times slower.
+  Without a mesh it is one 2-D matrix product: XLA:CPU runs the weight gradients of N-D einsums
+  several times slower.
   """
-  lead, rest = x.shape[:x.ndim - n], kernel.shape[n:]
+  lead, rest = x.shape[: x.ndim - n], kernel.shape[n:]
   kernel = kernel.astype(x.dtype)
   if shard.mesh().empty:
     rows = math.prod(kernel.shape[:n])
     y = _product(x.reshape(-1, rows), kernel.reshape(rows, -1))
     return y.reshape(*lead, *rest)
-  names = (('batch', 'time') + (None,) * len(lead))[:len(lead)] + tuple(out_names)
+  names = (('batch', 'time') + (None,) * len(lead))[: len(lead)] + tuple(out_names)
   dims = ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))
   if shard.is_explicit():
     return jax.lax.dot_general(x, kernel, dims, out_sharding=shard.spec(names, gathered=True))

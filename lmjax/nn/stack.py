@@ -1,7 +1,8 @@
 """The stack of layers: segments of blocks, each scanned over its repeats.
 
-Parameters of a segment are stacked on the axis `layers` whatever `unroll` is, so that one checkpoint serves the scanned and the
-unrolled form. A shared segment holds one set of weights. Depth enters as a scanned input, caches enter and leave with the scan.
+Parameters of a segment are stacked on the axis `layers` whatever `unroll` is, so that one
+checkpoint serves the scanned and the unrolled form. A shared segment holds one set of weights.
+Depth enters as a scanned input, caches enter and leave with the scan.
 """
 
 from typing import Any
@@ -24,27 +25,37 @@ class Group(nn.Module):
     out, reports = [], []
     for i, name in enumerate(self.pattern):
       layer = self.model.block(name)(name=f'{i}_{name}')
-      carry, cache, aux = layer(carry, ctx.replace(depth=depth + i), None if caches is None else caches[i])
+      carry, cache, aux = layer(
+        carry, ctx.replace(depth=depth + i), None if caches is None else caches[i]
+      )
       out.append(cache)
       reports.append({(k if k.startswith('loss/') else f'{name}/{k}'): v for k, v in aux.items()})
     return carry, (None if caches is None else tuple(out), tuple(reports))
 
 
 def run(model, x_BTD, ctx, cache=None):
-  """Runs the stack inside a compact module: (x, cache, aux). Losses are summed over layers, metrics averaged."""
+  """Runs the stack inside a compact module: (x, cache, aux). Losses are summed over layers, metrics
+  averaged.
+  """
   on, policy = remat_lib.policy(model.remat)
   group = nn.remat(Group, policy=policy, prevent_cse=False) if on and cache is None else Group
   first = model.block(model.segments[0].pattern[0])(parent=None)
   carry, offset, caches, reports = first.enter(x_BTD), 0, [], []
   for n, s in enumerate(model.segments):
     lifted = nn.scan(
-        group, variable_axes={'vars': 0} if s.shared else {'params': 0, 'vars': 0},
-        variable_broadcast='params' if s.shared else False,
-        split_rngs={'params': not s.shared, 'dropout': True}, in_axes=(0, 0, nn.broadcast), length=s.repeats,
-        unroll=min(model.unroll, s.repeats), metadata_params={nn.PARTITION_NAME: 'layers'})
+      group,
+      variable_axes={'vars': 0} if s.shared else {'params': 0, 'vars': 0},
+      variable_broadcast='params' if s.shared else False,
+      split_rngs={'params': not s.shared, 'dropout': True},
+      in_axes=(0, 0, nn.broadcast),
+      length=s.repeats,
+      unroll=min(model.unroll, s.repeats),
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
     depths = offset + jnp.arange(s.repeats) * len(s.pattern)
     carry, (out, report) = lifted(s.pattern, model, name=f'segment_{n}')(
-        carry, None if cache is None else cache[n], depths, ctx)
+      carry, None if cache is None else cache[n], depths, ctx
+    )
     caches.append(out)
     reports.extend(report)
     offset += s.repeats * len(s.pattern)
@@ -57,15 +68,21 @@ def _combine(reports):
   for report in reports:
     for key, value in report.items():
       out.setdefault(key, []).append(value)
-  return {k: jnp.sum(jnp.concatenate(v)) if k.startswith('loss/') else jnp.mean(jnp.concatenate(v))
-          for k, v in out.items()}
+  return {
+    k: jnp.sum(jnp.concatenate(v)) if k.startswith('loss/') else jnp.mean(jnp.concatenate(v))
+    for k, v in out.items()
+  }
 
 
 def init_cache(model, kind, batch: int, length: int):
   """Empty caches of every layer, shaped as `run` wants them."""
+
   def one(name):
     mixer = dict(model.block(name).context)['mixer'](parent=None)
     return mixer.init_cache(kind, batch, length, model.width, model.dtype)
-  return tuple(
-      jax.tree.map(lambda a: jnp.broadcast_to(a, (s.repeats, *a.shape)), tuple(one(n) for n in s.pattern))
-      for s in model.segments)
+
+  def group(s):
+    stacked = lambda a: jnp.broadcast_to(a, (s.repeats, *a.shape))
+    return jax.tree.map(stacked, tuple(one(n) for n in s.pattern))
+
+  return tuple(group(s) for s in model.segments)

@@ -14,8 +14,13 @@ def ctx(segments, positions, train: bool) -> kinds.Ctx:
 def run(model, params, vars, tokens, segments, positions, rng, train: bool):
   """(outputs, vars after the pass)."""
   rngs = {'dropout': rng} if train else {}
-  outputs, new = model.apply({'params': params, **vars}, tokens, ctx(segments, positions, train),
-                             mutable=list(vars), rngs=rngs)
+  outputs, new = model.apply(
+    {'params': params, **vars},
+    tokens,
+    ctx(segments, positions, train),
+    mutable=list(vars),
+    rngs=rngs,
+  )
   return outputs, dict(new)
 
 
@@ -23,10 +28,13 @@ def init(model, rng, tokens, segments, positions):
   return model.init({'params': rng, 'dropout': rng}, tokens, ctx(segments, positions, False))
 
 
-def cross_entropy(outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
+def cross_entropy(
+  outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0
+):
   """Weighted sums over tokens, all float32.
 
-  nll = lse(z) - z[target]; objective = (1 - s) nll + s mean_v(lse(z) - z_v) + z_loss lse(z)^2, with smoothing s.
+  nll = lse(z) - z[target], and with smoothing s
+  objective = (1 - s) nll + s mean_v(lse(z) - z_v) + z_loss lse(z)^2
 
   Returns:
     (objective sum, {'nll': ..., 'accuracy': ...} sums, nll of each row (B,)).
@@ -46,8 +54,10 @@ def cross_entropy(outputs, targets_BT, weights_BT, *, z_loss: float = 0.0, label
     loss_BT = loss_BT + z_loss * jnp.square(lse_BT)
   w = weights_BT
   hits_BT = (right_BT >= jnp.max(z_BTV, axis=-1)).astype(jnp.float32)
+
   def total(x_BT):
     return jnp.sum(jnp.where(w > 0, x_BT, 0.0) * w)
+
   rows_B = jnp.sum(jnp.where(w > 0, nll_BT, 0.0) * w, axis=-1)
   return total(loss_BT), dict(nll=rows_B.sum(), accuracy=total(hits_BT)), rows_B
 

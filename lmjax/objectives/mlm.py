@@ -1,8 +1,9 @@
 """Masked language modelling: some tokens are hidden and predicted from both sides.
 
-A fraction `rate` of the tokens is chosen; of these `mask` become the mask token, `random` a random one, the rest stay. Loss: cross-entropy at the
-chosen places. Devlin et al., 2018 (arXiv:1810.04805): rate 0.15, mask 0.8, random 0.1. Masks are drawn anew in every step (RoBERTa, arXiv:1907.11692).
-Needs a tokenizer with a mask token and a model that is not causal.
+A fraction `rate` of the tokens is chosen; of these `mask` become the mask token, `random` a random
+one, the rest stay. Loss: cross-entropy at the chosen places. Devlin et al., 2018
+(arXiv:1810.04805): rate 0.15, mask 0.8, random 0.1. Masks are drawn anew in every step (RoBERTa,
+arXiv:1907.11692). Needs a tokenizer with a mask token and a model that is not causal.
 """
 
 import dataclasses
@@ -32,17 +33,23 @@ class Mlm:
     if not 0 < rate < 1:
       raise ValueError(f'rate={rate}: above 0 and below 1 is expected')
     if mask < 0 or random < 0 or mask + random > 1:
-      raise ValueError(f'mask={mask}, random={random}: shares of at least 0 that sum to at most 1 are expected')
+      raise ValueError(
+        f'mask={mask}, random={random}: shares of at least 0 that sum to at most 1 are expected'
+      )
 
   def __post_init__(self):
     if self.tokenizer.mask is None:
-      raise kinds.Unsupported('objective mlm: the tokenizer has no mask token; give it one or choose another tokenizer')
+      raise kinds.Unsupported(
+        'objective mlm: the tokenizer has no mask token; give it one or choose another tokenizer'
+      )
 
   def init(self, rng, batch):
     return _common.init(self.model, rng, batch['tokens'], batch['segments'], batch['positions'])
 
   def corrupt(self, tokens, segments, rng):
-    """(corrupted tokens, weights): weights are 1 at the chosen places. Special tokens are never chosen."""
+    """(corrupted tokens, weights): weights are 1 at the chosen places. Special tokens are never
+    chosen.
+    """
     choose, kind, fill = jax.random.split(rng, 3)
     special = jnp.zeros_like(tokens, bool)
     for i in (self.tokenizer.bos, self.tokenizer.eos, self.tokenizer.pad):
@@ -51,12 +58,16 @@ class Mlm:
     chosen = (jax.random.uniform(choose, tokens.shape) < self.rate) & (segments > 0) & ~special
     u = jax.random.uniform(kind, tokens.shape)
     noise = jax.random.randint(fill, tokens.shape, 0, self.tokenizer.vocab_size, tokens.dtype)
-    new = jnp.where(u < self.mask, self.tokenizer.mask, jnp.where(u < self.mask + self.random, noise, tokens))
+    new = jnp.where(
+      u < self.mask, self.tokenizer.mask, jnp.where(u < self.mask + self.random, noise, tokens)
+    )
     return jnp.where(chosen, new, tokens), chosen.astype(jnp.float32)
 
   def loss(self, params, vars, batch, rng, train: bool = True) -> kinds.Loss:
     hide, drop = jax.random.split(rng)
     tokens, w_BT = self.corrupt(batch['tokens'], batch['segments'], hide)
-    outputs, vars = _common.run(self.model, params, vars, tokens, batch['segments'], batch['positions'], drop, train)
+    outputs, vars = _common.run(
+      self.model, params, vars, tokens, batch['segments'], batch['positions'], drop, train
+    )
     total, sums, rows_B = _common.cross_entropy(outputs, batch['tokens'], w_BT)
     return _common.finish(total, sums, rows_B, w_BT, outputs, vars)

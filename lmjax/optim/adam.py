@@ -24,21 +24,30 @@ from lmjax.registry import register
 
 
 @register('optim')
-def adam(b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8, nesterov: bool = False,
-         mu_dtype: Literal['float32', 'bfloat16'] | None = None,
-         ) -> optax.GradientTransformationExtraArgs:
+def adam(
+  b1: float = 0.9,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  nesterov: bool = False,
+  mu_dtype: Literal['float32', 'bfloat16'] | None = None,
+) -> optax.GradientTransformationExtraArgs:
   """Adam's direction; ValueError for b1, b2 outside [0, 1), eps not above 0, unknown mu_dtype."""
   _base.decay_rate('adam.b1', b1)
   _base.decay_rate('adam.b2', b2)
   _base.positive('adam.eps', eps)
-  _base.require(mu_dtype in (None, 'float32', 'bfloat16'), 'adam.mu_dtype', mu_dtype,
-                "'float32', 'bfloat16' or None")
+  _base.require(
+    mu_dtype in (None, 'float32', 'bfloat16'),
+    'adam.mu_dtype',
+    mu_dtype,
+    "'float32', 'bfloat16' or None",
+  )
   inner = _base.in_float32(optax.scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=nesterov))
   return inner if mu_dtype in (None, 'float32') else _stored(inner, mu_dtype)
 
 
 def _stored(inner, mu_dtype) -> optax.GradientTransformationExtraArgs:
   """`inner` with m rounded once, between steps; Optax's own `mu_dtype` also rounds b1 m within."""
+
   def narrow(state):
     return state._replace(mu=optax.tree.cast(state.mu, mu_dtype))
 

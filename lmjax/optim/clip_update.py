@@ -34,6 +34,7 @@ def clip_update(rms: float = 1.0, *, facts) -> optax.GradientTransformationExtra
   def update(updates, params=None):
     def one(fact, part):  # a leaf, or what masks one out, which has no leaves and passes
       return jax.tree.map(lambda u: clip(u, fact), part)
+
     return jax.tree.map(one, facts, updates)
 
   return _base.in_float32(optax.stateless(update))

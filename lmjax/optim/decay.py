@@ -23,8 +23,12 @@ from lmjax.registry import register
 
 
 @register('optim')
-def decay(rate: float = 0.1, only: Literal['matrices', 'all'] = 'matrices', *, facts,
-          ) -> optax.GradientTransformationExtraArgs:
+def decay(
+  rate: float = 0.1,
+  only: Literal['matrices', 'all'] = 'matrices',
+  *,
+  facts,
+) -> optax.GradientTransformationExtraArgs:
   """Adds rate x parameter where `facts` say; ValueError for a negative rate, an unknown `only`."""
   _base.require(0 <= rate < math.inf, 'decay.rate', rate, 'a finite number of at least 0')
   _base.require(only in ('matrices', 'all'), 'decay.only', only, "'matrices' or 'all'")

@@ -17,8 +17,9 @@ from lmjax.registry import register
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformationExtraArgs:
   """The gradient or its momentum; ValueError for momentum outside [0, 1), nesterov without it."""
   _base.decay_rate('sgd.momentum', momentum)
-  _base.require(momentum > 0 or not nesterov, 'sgd.nesterov', nesterov,
-                'nesterov=False, or a momentum above 0,')
+  _base.require(
+    momentum > 0 or not nesterov, 'sgd.nesterov', nesterov, 'nesterov=False, or a momentum above 0,'
+  )
   if momentum == 0:
     return optax.with_extra_args_support(optax.identity())
   return _base.in_float32(optax.trace(decay=momentum, nesterov=nesterov))

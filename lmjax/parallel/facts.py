@@ -1,10 +1,12 @@
 """Facts about parameters, declared once where a parameter is made.
 
-A fact names the axes of a parameter, says which of them are contracted with activations, and what the parameter is for.
-From it come sharding, initial values, weight-decay masks, matrix views, learning-rate multipliers and counts.
+A fact names the axes of a parameter, says which of them are contracted with activations, and what
+the parameter is for. From it come sharding, initial values, weight-decay masks, matrix views,
+learning-rate multipliers and counts.
 
-`Box` carries the fact with the value through `init`. Unlike Linen's partitioned box it adds no sharding constraint when
-opened, so the same model runs without a mesh, on an auto mesh and on an explicit one.
+`Box` carries the fact with the value through `init`. Unlike Linen's partitioned box it adds no
+sharding constraint when opened, so the same model runs without a mesh, on an auto mesh and on an
+explicit one.
 """
 
 import dataclasses
@@ -24,8 +26,8 @@ STACKS = ('layers', 'expert')
 class Fact:
   """Axis names (None for an unnamed axis), the contracted ones, and the role.
 
-  Roles: hidden (a matrix inside a layer), residual (a matrix whose product is added to the residual stream), embed,
-  position, unembed, norm, bias, other.
+  Roles: hidden (a matrix inside a layer), residual (a matrix whose product is added to the residual
+    stream), embed, position, unembed, norm, bias, other.
   """
 
   names: tuple[str | None, ...]
@@ -91,9 +93,13 @@ def unbox(tree):
 
 
 def facts(tree):
-  """The tree of facts of boxed variables; a value without a box gets unnamed axes and the role 'other'."""
+  """The tree of facts of boxed variables; a value without a box gets unnamed axes and the role
+  'other'.
+  """
+
   def one(x):
     return x.fact if is_box(x) else Fact((None,) * x.ndim, (), 'other')
+
   return jax.tree.map(one, tree, is_leaf=is_box)
 
 
@@ -103,6 +109,6 @@ def as_matrix(x, fact: Fact):
   perm = stack + ins + outs
   y = x.transpose(perm)
   k = len(stack)
-  rows = math.prod(y.shape[k:k + len(ins)])
+  rows = math.prod(y.shape[k : k + len(ins)])
   shape, inverse = y.shape, [perm.index(i) for i in range(len(perm))]
   return (y.reshape(*shape[:k], rows, -1), lambda z: z.reshape(shape).transpose(inverse))

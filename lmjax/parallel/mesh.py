@@ -1,4 +1,6 @@
-"""Device meshes from a config: `config.mesh.data=8`, `config.mesh.tensor=2`, `config.mesh.mode='auto'`."""
+"""Device meshes from a config: `config.mesh.data=8`, `config.mesh.tensor=2`,
+`config.mesh.mode='auto'`.
+"""
 
 import math
 
@@ -17,7 +19,9 @@ def sizes(settings: dict, devices: int) -> dict[str, int]:
   out = {a: settings[a] for a in AXES}
   for a, n in out.items():
     if n < 1 and n != -1:
-      raise ValueError(f'config.mesh.{a}={n}: a positive number of devices or -1 (all that are left) is expected')
+      raise ValueError(
+        f'config.mesh.{a}={n}: a positive number of devices or -1 (all that are left) is expected'
+      )
   free = [a for a, n in out.items() if n == -1]
   if len(free) > 1:
     raise ValueError(f'config.mesh: only one axis may be -1, not {" and ".join(free)}')
@@ -32,15 +36,23 @@ def sizes(settings: dict, devices: int) -> dict[str, int]:
 
 
 def abstract(settings: dict):
-  """The mesh that a config asks for without any device, or None for one; an axis of -1 counts as 1, since nobody knows."""
+  """The mesh that a config asks for without any device, or None for one; an axis of -1 counts as 1,
+  since nobody knows.
+  """
   shape = {a: max(1, settings[a]) for a in AXES if settings[a] > 1}
   mode = MODES[_mode(settings)]
-  return AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(mode,) * len(shape)) if shape else None
+  return (
+    AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(mode,) * len(shape))
+    if shape
+    else None
+  )
 
 
 def _mode(settings: dict) -> str:
   if settings['mode'] not in MODES:
-    raise ValueError(f'config.mesh.mode={settings["mode"]!r}: one of {", ".join(MODES)} is expected')
+    raise ValueError(
+      f'config.mesh.mode={settings["mode"]!r}: one of {", ".join(MODES)} is expected'
+    )
   return settings['mode']
 
 

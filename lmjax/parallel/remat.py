@@ -1,6 +1,8 @@
-"""What the backward pass keeps: `none` (everything), `full` (nothing), `dots`, or `names(mixer_out, ffn_out)`.
+"""What the backward pass keeps: `none` (everything), `full` (nothing), `dots`, or `names(mixer_out,
+ffn_out)`.
 
-Parts tag tensors with `tag`; the vocabulary is closed, so that a misspelt name is refused instead of silently saving nothing.
+Parts tag tensors with `tag`; the vocabulary is closed, so that a misspelt name is refused instead
+of silently saving nothing.
 """
 
 import re
@@ -30,7 +32,9 @@ def policy(text: str):
   names = [n.strip() for n in match[1].split(',') if n.strip()]
   for n in names:
     if n not in NAMES:
-      raise ValueError(f'config.model.remat={text!r}: no tensor is named {n!r}; there are {", ".join(NAMES)}')
+      raise ValueError(
+        f'config.model.remat={text!r}: no tensor is named {n!r}; there are {", ".join(NAMES)}'
+      )
   if not names:
     raise ValueError(f'config.model.remat={text!r}: name at least one of {", ".join(NAMES)}')
   return True, jax.checkpoint_policies.save_only_these_names(*names)

@@ -1,7 +1,8 @@
 """Placing arrays on a mesh by axis names. Without a mesh every function here is the identity.
 
-On an auto mesh a placement is a constraint for the partitioner, on an explicit mesh it is a reshard: the same model runs in
-all three ways. `RULES` maps every logical axis to mesh axes; a name that it does not know is an error.
+On an auto mesh a placement is a constraint for the partitioner, on an explicit mesh it is a
+reshard: the same model runs in all three ways. `RULES` maps every logical axis to mesh axes; a name
+that it does not know is an error.
 """
 
 import math
@@ -10,20 +11,20 @@ import jax
 from jax.sharding import AxisType, PartitionSpec as P
 
 RULES: dict[str, tuple[str, ...]] = {
-    # activations
-    'batch': ('replica', 'data'),
-    'time': ('sequence',),
-    'width': (),
-    # parameters; `embed` is the axis that ZeRO-3 shards and each use gathers
-    'embed': ('data',),
-    'heads': ('tensor',),
-    'kv_heads': ('tensor',),
-    'head_dim': (),
-    'mlp': ('tensor',),
-    'vocab': ('tensor',),
-    'position': (),
-    'layers': (),
-    'expert': ('expert',),
+  # activations
+  'batch': ('replica', 'data'),
+  'time': ('sequence',),
+  'width': (),
+  # parameters; `embed` is the axis that ZeRO-3 shards and each use gathers
+  'embed': ('data',),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'head_dim': (),
+  'mlp': ('tensor',),
+  'vocab': ('tensor',),
+  'position': (),
+  'layers': (),
+  'expert': ('expert',),
 }
 GATHERED = ('embed',)
 
@@ -75,13 +76,17 @@ def gather(w, names):
 
 
 def pieces(mesh, names, shape, path: str = '') -> tuple[P, tuple[int, ...]]:
-  """The spec of a parameter on a (concrete or abstract) mesh and the shape of one piece; refuses an axis that does not divide."""
+  """The spec of a parameter on a (concrete or abstract) mesh and the shape of one piece; refuses an
+  axis that does not divide.
+  """
   with jax.sharding.use_abstract_mesh(getattr(mesh, 'abstract_mesh', mesh)):
     s = spec(names)
   out = []
   for name, size, axes in zip(names, shape, s):
     n = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
     if size % n:
-      raise ValueError(f'{path}: axis {name!r} of size {size} does not divide over {n} devices ({axes})')
+      raise ValueError(
+        f'{path}: axis {name!r} of size {size} does not divide over {n} devices ({axes})'
+      )
     out.append(size // n)
   return s, tuple(out)

@@ -31,23 +31,28 @@ def count(where: str, value: float, steps: int) -> int:
     return int(value * steps + _SLACK)
   if value >= 1 and float(value).is_integer():
     return int(value)
-  raise ValueError(f'{where}={value!r} is not accepted: a fraction of the run (0 <= x < 1) or a '
-                   'whole number of steps is expected')
+  raise ValueError(
+    f'{where}={value!r} is not accepted: a fraction of the run (0 <= x < 1) or a '
+    'whole number of steps is expected'
+  )
 
 
 def warmup_steps(where: str, value: float, steps: int) -> int:
   """The length of the warm-up; it must end before the run does, or peak_lr is never used."""
   n = count(where, value, steps)
   if n >= steps:
-    raise ValueError(f'{where}={show(value)} is not accepted: a warm-up shorter than the run '
-                     f'(steps={steps}) is expected')
+    raise ValueError(
+      f'{where}={show(value)} is not accepted: a warm-up shorter than the run '
+      f'(steps={steps}) is expected'
+    )
   return n
 
 
 def check_end(where: str, value: float):
   if not 0 <= value <= 1:
-    raise ValueError(f'{where}={value!r} is not accepted: a fraction of peak_lr, from 0 to 1, '
-                     'is expected')
+    raise ValueError(
+      f'{where}={value!r} is not accepted: a fraction of peak_lr, from 0 to 1, is expected'
+    )
 
 
 def is_absolute(args: dict) -> bool:

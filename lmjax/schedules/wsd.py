@@ -22,19 +22,29 @@ def _lengths(warmup: float, decay: float, steps: int) -> tuple[int, int]:
   """W and D. Raises ValueError where they do not fit into the run."""
   w = _base.warmup_steps('wsd.warmup', warmup, steps)
   if decay == 0:
-    raise ValueError('wsd.decay=0 is not accepted: a length above 0 is expected; constant() is the '
-                     'schedule without decay')
+    raise ValueError(
+      'wsd.decay=0 is not accepted: a length above 0 is expected; constant() is the '
+      'schedule without decay'
+    )
   d = max(1, _base.count('wsd.decay', decay, steps))
   if w + d > steps or warmup < 1 and decay < 1 and warmup + decay > 1 + 1e-9:
-    raise ValueError(f'wsd.decay={_base.show(decay)} is not accepted behind '
-                     f'wsd.warmup={_base.show(warmup)}: together at most the run '
-                     f'(steps={steps}) is expected')
+    raise ValueError(
+      f'wsd.decay={_base.show(decay)} is not accepted behind '
+      f'wsd.warmup={_base.show(warmup)}: together at most the run '
+      f'(steps={steps}) is expected'
+    )
   return w, d
 
 
 @register('schedule')
-def wsd(warmup: float = 0.01, decay: float = 0.2, shape: Literal['linear', 'sqrt'] = 'linear',
-        end: float = 0.0, *, steps: int):
+def wsd(
+  warmup: float = 0.01,
+  decay: float = 0.2,
+  shape: Literal['linear', 'sqrt'] = 'linear',
+  end: float = 0.0,
+  *,
+  steps: int,
+):
   """The schedule; ValueError where warm-up and decay do not fit, or an argument is out of range."""
   w, d = _lengths(warmup, decay, steps)
   _base.check_end('wsd.end', end)

@@ -18,8 +18,9 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
     raise ValueError(f'ids are one row of whole numbers, got {ids.dtype} of shape {ids.shape}')
   wrong = (ids < 0) | (ids >= vocab_size)
   if wrong.any():
-    raise ValueError(f'id {ids[wrong][0]} is not in the vocabulary; ids go from 0 to '
-                     f'{vocab_size - 1}')
+    raise ValueError(
+      f'id {ids[wrong][0]} is not in the vocabulary; ids go from 0 to {vocab_size - 1}'
+    )
   return ids.astype(np.int64)
 
 
@@ -35,8 +36,9 @@ def utf8(text: str | bytes) -> bytes:
   try:
     return text.encode('utf-8')
   except UnicodeEncodeError as e:
-    raise ValueError(f'the text is not Unicode: half a surrogate pair, {text[e.start]!r}, at '
-                     f'{e.start}') from None
+    raise ValueError(
+      f'the text is not Unicode: half a surrogate pair, {text[e.start]!r}, at {e.start}'
+    ) from None
 
 
 def valid_text(text: str | bytes) -> str:
@@ -45,8 +47,10 @@ def valid_text(text: str | bytes) -> str:
   try:
     return data.decode('utf-8')
   except UnicodeDecodeError as e:
-    raise ValueError(f'the text is not UTF-8: byte {e.start} is 0x{data[e.start]:02x}; '
-                     'a lossless tokenizer takes any bytes') from None
+    raise ValueError(
+      f'the text is not UTF-8: byte {e.start} is 0x{data[e.start]:02x}; '
+      'a lossless tokenizer takes any bytes'
+    ) from None
 
 
 def stretches(text: str | bytes) -> Iterator[str | bytes]:
@@ -59,7 +63,7 @@ def stretches(text: str | bytes) -> Iterator[str | bytes]:
   at = 0
   for found in _INVALID.finditer(escaped):
     if found.start() > at:
-      yield escaped[at:found.start()]
+      yield escaped[at : found.start()]
     yield found.group().encode('utf-8', errors='surrogateescape')
     at = found.end()
   if at < len(escaped):

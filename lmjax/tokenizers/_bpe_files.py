@@ -15,13 +15,17 @@ from lmjax.tokenizers import _files
 
 PAIRS = (('encoder.json', 'vocab.bpe'), ('vocab.json', 'merges.txt'))
 PRE_TOKENIZER = {
-    'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+  'type': 'ByteLevel',
+  'add_prefix_space': False,
+  'trim_offsets': True,
+  'use_regex': True,
+}
 _MARKED = re.compile(r'[<\[].+[>\]]')
 
 
 def alphabet() -> list[str]:
   """The character of each of the 256 bytes."""
-  own = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
+  own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = (chr(0x100 + i) for i in range(68))
   return [chr(b) if b in own else next(others) for b in range(256)]
 
@@ -67,8 +71,10 @@ def _load_pair(folder: pathlib.Path) -> Vocabulary:
   added = {}
   for piece in [p for p in vocab if p not in made]:
     if not _MARKED.fullmatch(piece):
-      raise ValueError(f'{vocab_path}: no line of {merges_path} makes the entry {piece!r}; one of '
-                       f'the files may be cut off')
+      raise ValueError(
+        f'{vocab_path}: no line of {merges_path} makes the entry {piece!r}; one of '
+        f'the files may be cut off'
+      )
     added[piece] = (vocab.pop(piece), {'content': piece, 'special': True})
   model = {'type': 'BPE', 'vocab': vocab, 'merges': merges}
   data = vocab_text.encode(), merges_text.encode()
@@ -83,12 +89,15 @@ def _merges(text: str, path: pathlib.Path, vocab: Mapping[str, Any]) -> list[tup
       continue
     pair = tuple(line.split(' '))
     if len(pair) != 2 or not all(pair):
-      raise ValueError(f'{path} line {number} is {line!r}, not two pieces with a space between; '
-                       f'the file may be cut off')
+      raise ValueError(
+        f'{path} line {number} is {line!r}, not two pieces with a space between; '
+        f'the file may be cut off'
+      )
     for piece in (*pair, ''.join(pair)):
       if piece not in vocab:
-        raise ValueError(f'{path} line {number} uses {piece!r}, which the vocabulary beside it '
-                         f'does not have')
+        raise ValueError(
+          f'{path} line {number} uses {piece!r}, which the vocabulary beside it does not have'
+        )
     out.append(pair)
   return out
 
@@ -98,8 +107,10 @@ def _load_json(path: pathlib.Path) -> Vocabulary:
   spec = _files.parse_json(text, path)
   model = spec.get('model')
   if not isinstance(model, dict) or not isinstance(model.get('vocab'), dict | list):
-    raise ValueError(f'{path} is not a tokenizer.json: it has no model with a vocab; '
-                     "GPT-2's encoder.json and vocab.bpe are named by their folder")
+    raise ValueError(
+      f'{path} is not a tokenizer.json: it has no model with a vocab; '
+      "GPT-2's encoder.json and vocab.bpe are named by their folder"
+    )
   _check_model(path, model)
   added = {}
   for entry in spec.get('added_tokens') or ():
@@ -108,8 +119,9 @@ def _load_json(path: pathlib.Path) -> Vocabulary:
       raise ValueError(f'{path}: added_tokens has an entry without content: {entry!r}')
     i = entry.get('id')
     if model['vocab'].get(content, i) != i:
-      raise ValueError(f'{path}: {content!r} is id {i} in added_tokens and '
-                       f'{model["vocab"][content]} in the vocab')
+      raise ValueError(
+        f'{path}: {content!r} is id {i} in added_tokens and {model["vocab"][content]} in the vocab'
+      )
     added[content] = (i, entry)
   model = model | {'vocab': {k: v for k, v in model['vocab'].items() if k not in added}}
   pre = _pre_tokenizer(path, spec)
@@ -121,18 +133,21 @@ def _check_model(path: pathlib.Path, model: Mapping[str, Any]):
     raise kinds.Unsupported(f'{path} holds a {model.get("type")} model; bpe reads byte-level BPE')
   for key in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
     if model.get(key):
-      raise kinds.Unsupported(f'{path}: model.{key}={model[key]!r} is not supported by bpe, only '
-                              f'none')
+      raise kinds.Unsupported(
+        f'{path}: model.{key}={model[key]!r} is not supported by bpe, only none'
+      )
 
 
 def _pre_tokenizer(path: pathlib.Path, spec: Mapping[str, Any]) -> Mapping[str, Any]:
   pre = spec.get('pre_tokenizer') or {}
   types = [p.get('type') for p in steps(pre)]
   if types.count('ByteLevel') != 1 or types[-1] != 'ByteLevel':
-    raise kinds.Unsupported(f'{path} is not byte-level (pre_tokenizer: '
-                            f'{" then ".join(map(str, types))}); '
-                            'vocabularies of SentencePiece are read from their own .model file by '
-                            'sentencepiece(path=...)')
+    raise kinds.Unsupported(
+      f'{path} is not byte-level (pre_tokenizer: '
+      f'{" then ".join(map(str, types))}); '
+      'vocabularies of SentencePiece are read from their own .model file by '
+      'sentencepiece(path=...)'
+    )
   return pre
 
 
@@ -160,9 +175,11 @@ def loses(vocab: Vocabulary) -> str | None:
 def _check_ids(vocab: Vocabulary):
   missing = [b for b, c in enumerate(alphabet()) if c not in vocab.model['vocab']]
   if missing:
-    raise kinds.Unsupported(f'{vocab.path}: {len(missing)} of the 256 bytes have no token, such '
-                            f'as 0x{missing[0]:02x}; '
-                            'byte-level BPE needs them all')
+    raise kinds.Unsupported(
+      f'{vocab.path}: {len(missing)} of the 256 bytes have no token, such '
+      f'as 0x{missing[0]:02x}; '
+      'byte-level BPE needs them all'
+    )
   pieces: dict[int, str] = {}
   for piece, i in [*vocab.model['vocab'].items(), *((k, v[0]) for k, v in vocab.added.items())]:
     if type(i) is not int:
@@ -172,5 +189,7 @@ def _check_ids(vocab: Vocabulary):
     pieces[i] = piece
   gap = next((i for i in range(len(pieces)) if i not in pieces), None)
   if gap is not None:
-    raise ValueError(f'{vocab.path}: no entry has id {gap}, though ids go up to {max(pieces)}; '
-                     f'the file may be damaged')
+    raise ValueError(
+      f'{vocab.path}: no entry has id {gap}, though ids go up to {max(pieces)}; '
+      f'the file may be damaged'
+    )

@@ -45,8 +45,9 @@ def parse_json(text: str, path: str | pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as e:
-    raise ValueError(f'{path} is not readable JSON, it may be cut off or of another kind: '
-                     f'{e}') from None
+    raise ValueError(
+      f'{path} is not readable JSON, it may be cut off or of another kind: {e}'
+    ) from None
   if not isinstance(value, dict):
     raise ValueError(f'{path} holds a JSON {type(value).__name__}, an object is expected')
   return value

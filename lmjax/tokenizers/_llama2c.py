@@ -23,19 +23,23 @@ def pieces(data: bytes, path: str) -> list[tuple[str, float]]:
     if at + 8 > len(data):
       raise ValueError(f'{path} is cut off: id {len(out)} at byte {at} has no score and length')
     score, size = struct.unpack_from('<fi', data, at)
-    piece = data[at + 8:at + 8 + size] if 0 < size <= longest else b''
+    piece = data[at + 8 : at + 8 + size] if 0 < size <= longest else b''
     if not piece or len(piece) < size:
-      raise ValueError(f'{path} is damaged or cut off: id {len(out)} at byte {at} has length '
-                       f'{size}, the longest is {longest} and {len(data) - at - 8} bytes are left')
+      raise ValueError(
+        f'{path} is damaged or cut off: id {len(out)} at byte {at} has length '
+        f'{size}, the longest is {longest} and {len(data) - at - 8} bytes are left'
+      )
     try:
       out.append((piece.decode('utf-8'), score))
     except UnicodeDecodeError:
-      raise ValueError(f'{path} is damaged: the piece of id {len(out)} is not UTF-8: '
-                       f'{piece!r}') from None
+      raise ValueError(
+        f'{path} is damaged: the piece of id {len(out)} is not UTF-8: {piece!r}'
+      ) from None
     at += 8 + size
   if max((len(p.encode()) for p, _ in out), default=0) != longest:
-    raise ValueError(f'{path} is cut off or damaged: it announces a piece of '
-                     f'{longest} bytes and has none')
+    raise ValueError(
+      f'{path} is cut off or damaged: it announces a piece of {longest} bytes and has none'
+    )
   return out
 
 
@@ -45,10 +49,12 @@ def to_model(data: bytes, path: str):
   Raises ValueError naming the file.
   """
   from sentencepiece import sentencepiece_model_pb2 as pb
+
   found = pieces(data, path)
   if len(found) < 259:
-    raise ValueError(f'{path} is cut off: {len(found)} pieces, '
-                     'and 3 specials and 256 bytes are the least')
+    raise ValueError(
+      f'{path} is cut off: {len(found)} pieces, and 3 specials and 256 bytes are the least'
+    )
   for b in range(256):
     if found[3 + b][0] not in (chr(b), f'<0x{b:02X}>'):
       raise ValueError(f'{path}: id {3 + b} is {found[3 + b][0]!r}, the byte 0x{b:02X} is expected')

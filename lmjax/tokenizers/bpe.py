@@ -25,10 +25,10 @@ from lmjax.tokenizers import _bpe_files
 EOS = '<|endoftext|>'
 # Names under which known vocabularies keep their specials, the first present wins.
 KNOWN = {
-    'bos': ('<s>', '<bos>', '<|begin_of_text|>', '[CLS]'),
-    'eos': (EOS, '</s>', '<eos>', '<|end_of_text|>', '[SEP]'),
-    'pad': ('<pad>', '[PAD]', '<|pad|>'),
-    'mask': ('<mask>', '[MASK]', '<|mask|>'),
+  'bos': ('<s>', '<bos>', '<|begin_of_text|>', '[CLS]'),
+  'eos': (EOS, '</s>', '<eos>', '<|end_of_text|>', '[SEP]'),
+  'pad': ('<pad>', '[PAD]', '<|pad|>'),
+  'mask': ('<mask>', '[MASK]', '<|mask|>'),
 }
 # Characters given to the library at once; it takes some 150 bytes of memory for each.
 _CHUNK = 1 << 18
@@ -54,8 +54,15 @@ class Bpe:
   where it is not byte-level.
   """
 
-  def __init__(self, path: str, bos: str | None = 'auto', eos: str | None = 'auto',
-               pad: str | None = 'auto', mask: str | None = 'auto', lossless: bool = True):
+  def __init__(
+    self,
+    path: str,
+    bos: str | None = 'auto',
+    eos: str | None = 'auto',
+    pad: str | None = 'auto',
+    mask: str | None = 'auto',
+    lossless: bool = True,
+  ):
     vocab = _bpe_files.load(path)
     trouble = _bpe_files.loses(vocab)
     if lossless and trouble:
@@ -67,8 +74,9 @@ class Bpe:
       ids['mask'] = self.vocab_size
       self.vocab_size += 1
     self.bos, self.eos, self.pad, self.mask = ids['bos'], ids['eos'], ids['pad'], ids['mask']
-    ordinary = {k: e for k, (i, e) in vocab.added.items()
-                if not e.get('special') and i not in ids.values()}
+    ordinary = {
+      k: e for k, (i, e) in vocab.added.items() if not e.get('special') and i not in ids.values()
+    }
     own_pattern = vocab.pre_tokenizer == _bpe_files.PRE_TOKENIZER
     self._cuttable = own_pattern and not (ordinary or vocab.normalizer)
     self._library = _library(vocab, ordinary)
@@ -115,7 +123,7 @@ class Bpe:
     for piece in _base.stretches(text):
       at, cuttable = 0, isinstance(piece, str) and self._cuttable
       while cuttable and (found := _CUT.search(piece, at + _CHUNK)):
-        yield piece[at:found.end()]
+        yield piece[at : found.end()]
         at = found.end()
       yield piece[at:] if at else piece
 
@@ -139,20 +147,31 @@ class Bpe:
     texts do not give so many merges.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     if vocab_size < 257:
-      raise ValueError(f'vocab_size={vocab_size}: byte-level BPE needs at least 257, '
-                       f'the bytes and {EOS}')
+      raise ValueError(
+        f'vocab_size={vocab_size}: byte-level BPE needs at least 257, the bytes and {EOS}'
+      )
     if min_frequency < 1:
       raise ValueError(f'min_frequency={min_frequency} must be 1 or more')
     library = Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    library.train_from_iterator(texts, trainer=trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[EOS],
-        initial_alphabet=sorted(_bpe_files.alphabet()), show_progress=False))
+    library.train_from_iterator(
+      texts,
+      trainer=trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(_bpe_files.alphabet()),
+        show_progress=False,
+      ),
+    )
     got = library.get_vocab_size()
     if got != vocab_size:
-      raise ValueError(f'vocab_size={vocab_size}: the text gives only {got} entries with pairs '
-                       f'seen {min_frequency} times or more; ask for fewer or give more text')
+      raise ValueError(
+        f'vocab_size={vocab_size}: the text gives only {got} entries with pairs '
+        f'seen {min_frequency} times or more; ask for fewer or give more text'
+      )
     return library.to_str().encode()
 
 
@@ -161,27 +180,41 @@ def _special(vocab: _bpe_files.Vocabulary, role: str, name: str | None) -> int |
   if name is None:
     return None
   if name == 'auto':
-    return next((vocab.added[n][0] for n in KNOWN[role]
-                 if n in vocab.added and vocab.added[n][1].get('special')), None)
+    return next(
+      (
+        vocab.added[n][0]
+        for n in KNOWN[role]
+        if n in vocab.added and vocab.added[n][1].get('special')
+      ),
+      None,
+    )
   if name in vocab.added:
     return vocab.added[name][0]
   if role == 'mask' and name and name not in vocab.model['vocab']:
     return None
-  raise ValueError(f'{role}={name!r} is not a special of {vocab.path}{nearest(name, vocab.added)} '
-                   f'It has: {", ".join(list(vocab.added)[:20]) or "none"}')
+  raise ValueError(
+    f'{role}={name!r} is not a special of {vocab.path}{nearest(name, vocab.added)} '
+    f'It has: {", ".join(list(vocab.added)[:20]) or "none"}'
+  )
 
 
 def _library(vocab: _bpe_files.Vocabulary, ordinary: dict):
   """The library's tokenizer without any special in it, so that no text can give one."""
   from tokenizers import Tokenizer
+
   # Kept added tokens go into the vocab as well: there the library finds their ids, elsewhere it
   # would number them anew.
   pieces = vocab.model['vocab'] | {k: vocab.added[k][0] for k in ordinary}
   spec = {
-      'version': '1.0', 'truncation': None, 'padding': None,
-      'added_tokens': list(ordinary.values()), 'normalizer': vocab.normalizer,
-      'pre_tokenizer': vocab.pre_tokenizer, 'post_processor': None, 'decoder': None,
-      'model': vocab.model | {'vocab': pieces},
+    'version': '1.0',
+    'truncation': None,
+    'padding': None,
+    'added_tokens': list(ordinary.values()),
+    'normalizer': vocab.normalizer,
+    'pre_tokenizer': vocab.pre_tokenizer,
+    'post_processor': None,
+    'decoder': None,
+    'model': vocab.model | {'vocab': pieces},
   }
   try:
     return Tokenizer.from_str(json.dumps(spec))
@@ -189,8 +222,9 @@ def _library(vocab: _bpe_files.Vocabulary, ordinary: dict):
     raise ValueError(f'{vocab.path} cannot be loaded: {e}') from None
 
 
-def _tables(vocab: _bpe_files.Vocabulary, ordinary: dict,
-            size: int) -> tuple[list[bytes], np.ndarray]:
+def _tables(
+  vocab: _bpe_files.Vocabulary, ordinary: dict, size: int
+) -> tuple[list[bytes], np.ndarray]:
   """The bytes of each id (none for specials), and the id of each byte, int32 (256,)."""
   letters = _bpe_files.alphabet()
   of = {c: b for b, c in enumerate(letters)}

@@ -77,9 +77,13 @@ class SentencePiece:
     return self._print
 
   @classmethod
-  def train(cls, texts: Iterable[str], vocab_size: int,
-            model_type: Literal['unigram', 'bpe'] = 'unigram',
-            character_coverage: float = 0.9995) -> bytes:
+  def train(
+    cls,
+    texts: Iterable[str],
+    vocab_size: int,
+    model_type: Literal['unigram', 'bpe'] = 'unigram',
+    character_coverage: float = 0.9995,
+  ) -> bytes:
     """The content of a .model file: unk 0, <s> 1, </s> 2, the 256 bytes, then pieces.
 
     `character_coverage` is the share of the text's characters that get pieces of their own, the
@@ -98,10 +102,18 @@ class SentencePiece:
     out = io.BytesIO()
     try:
       library.SentencePieceTrainer.train(
-          sentence_iterator=itertools.chain([first], lines), model_writer=out,
-          vocab_size=vocab_size, model_type=model_type, character_coverage=character_coverage,
-          byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False,
-          max_sentence_length=4 * _LINE + 8, num_threads=4, minloglevel=2)
+        sentence_iterator=itertools.chain([first], lines),
+        model_writer=out,
+        vocab_size=vocab_size,
+        model_type=model_type,
+        character_coverage=character_coverage,
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        max_sentence_length=4 * _LINE + 8,
+        num_threads=4,
+        minloglevel=2,
+      )
     except Exception as e:
       raise lines.error or ValueError(f'vocab_size={vocab_size}: {_sentence(e)}') from None
     return out.getvalue()
@@ -115,8 +127,13 @@ class _Lines(Iterator[str]):
 
   def __init__(self, texts: Iterable[str]):
     self.error: Exception | None = None
-    self._lines = (line[i:i + _LINE] for text in texts for line in text.split('\n') if line.strip()
-                   for i in range(0, len(line), _LINE))
+    self._lines = (
+      line[i : i + _LINE]
+      for text in texts
+      for line in text.split('\n')
+      if line.strip()
+      for i in range(0, len(line), _LINE)
+    )
 
   def __next__(self) -> str:
     try:
@@ -132,15 +149,18 @@ def _import():
   try:
     import google.protobuf  # noqa: F401
     import sentencepiece
+
     return sentencepiece
   except ImportError as e:
-    raise kinds.Unsupported(f"tokenizer sentencepiece needs the module {e.name}: "
-                            "pip install 'lmjax[sentencepiece]'") from None
+    raise kinds.Unsupported(
+      f"tokenizer sentencepiece needs the module {e.name}: pip install 'lmjax[sentencepiece]'"
+    ) from None
 
 
 def _parse(data: bytes, path: str):
   from google.protobuf.message import DecodeError
   from sentencepiece import sentencepiece_model_pb2 as pb
+
   try:
     model = pb.ModelProto.FromString(data)
   except DecodeError:
@@ -153,8 +173,11 @@ def _parse(data: bytes, path: str):
 def _specials(model) -> dict[str, int | None]:
   """bos, eos and pad: the pieces that the model names so."""
   markers, spec = _markers(model), model.trainer_spec
-  return {'bos': markers.get(spec.bos_piece), 'eos': markers.get(spec.eos_piece),
-          'pad': markers.get(spec.pad_piece)}
+  return {
+    'bos': markers.get(spec.bos_piece),
+    'eos': markers.get(spec.eos_piece),
+    'pad': markers.get(spec.pad_piece),
+  }
 
 
 def _markers(model) -> dict[str, int]:
@@ -172,8 +195,10 @@ def _mask(model, name: str | None, path: str) -> int | None:
   if name in markers:
     return markers[name]
   if not name or any(p.piece == name for p in model.pieces):
-    raise ValueError(f'mask={name!r} is an ordinary piece of {path}; '
-                     'name a control piece, or one that the model does not have')
+    raise ValueError(
+      f'mask={name!r} is an ordinary piece of {path}; '
+      'name a control piece, or one that the model does not have'
+    )
   model.pieces.add(piece=name, score=0.0, type=model.pieces[0].CONTROL)
   return len(model.pieces) - 1
 

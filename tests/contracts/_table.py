@@ -1,6 +1,8 @@
-"""What the contract suites share: small instances of every registered part, and a small model to put them into.
+"""What the contract suites share: small instances of every registered part, and a small model to
+put them into.
 
-`SPECS[kind]` lists the argument rows that are tried; every suite asserts that no registered part is missing here.
+`SPECS[kind]` lists the argument rows that are tried; every suite asserts that no registered part is
+missing here.
 """
 
 import functools
@@ -20,29 +22,74 @@ from lmjax.parallel import facts as facts_lib
 WIDTH, STEPS, BATCH, VOCAB, DEPTH = 32, 10, 2, 11, 4
 
 SPECS: dict[str, tuple[str, ...]] = {
-    'norm': ('rms_norm()', 'rms_norm(scale=False)', 'rms_norm(eps=0.5)', 'layer_norm()',
-             'layer_norm(bias=False)', 'layer_norm(scale=False, bias=False)'),
-    'residual': ('pre()', 'post()', 'parallel()', 'parallel(shared_norm=False)'),
-    'mixer': (
-        'gqa(head_dim=8)', 'gqa(head_dim=8, kv_heads=2)', 'gqa(head_dim=8, kv_heads=1, bias=True)',
-        'gqa(head_dim=8, heads=2, scale=0.7)', 'gqa(head_dim=8, window=3)', 'gqa(head_dim=8, window=1)',
-        'gqa(head_dim=8, window=4, kv_heads=2, position=alibi())', 'gqa(head_dim=8, cap=1.5)',
-        'gqa(head_dim=8, qk_norm=rms_norm())', 'gqa(head_dim=8, position=none())',
-        'gqa(head_dim=8, position=rope(pairs="interleaved", fraction=0.5))', 'gqa(head_dim=8, causal=False)',
-        'gqa(head_dim=8, causal=False, window=3, position=alibi())'),
-    'ffn': ('gelu()', 'gelu(approximate=False, bias=True)', 'gelu(mult=1.5, multiple_of=20)', 'swiglu()',
-            'swiglu(hidden=24, bias=True)', 'swiglu(multiple_of=32)', 'squared_relu()', 'squared_relu(bias=True)'),
-    'linear': ('dense()',),
-    'position': ('rope()', 'rope(pairs="interleaved")', 'rope(fraction=0.5)', 'rope(scaling="linear", factor=4.0)',
-                 'rope(scaling="ntk", factor=4.0)', 'rope(scaling="llama3", factor=8.0, original=64)', 'alibi()',
-                 'none()', 'learned()', 'sinusoidal()', 'sinusoidal(base=100.0, scale=1.0)'),
-    'init': ('gpt2()', 'gpt2(sigma=0.1)', 'fan_in()', 'fan_in(gain=2.0, embed=0.3, scale_residual=False)',
-             'mup(base_width=16)', 'mup(base_width=64, sigma=0.1, base_head_dim=16)'),
-    'embed': ('tied()', 'tied(multiple_of=8)', 'tied(multiple_of=8, bias=True)', 'tied(scale=3.0)', 'untied()',
-              'untied(multiple_of=8)', 'untied(scale=3.0)'),
-    'architecture': ('transformer()',),
-    'cache': ('full()', 'window()'),
-    'objective': ('clm()', 'clm(z_loss=0.01)', 'clm(label_smoothing=0.2)', 'mlm(rate=0.4)'),
+  'norm': (
+    'rms_norm()',
+    'rms_norm(scale=False)',
+    'rms_norm(eps=0.5)',
+    'layer_norm()',
+    'layer_norm(bias=False)',
+    'layer_norm(scale=False, bias=False)',
+  ),
+  'residual': ('pre()', 'post()', 'parallel()', 'parallel(shared_norm=False)'),
+  'mixer': (
+    'gqa(head_dim=8)',
+    'gqa(head_dim=8, kv_heads=2)',
+    'gqa(head_dim=8, kv_heads=1, bias=True)',
+    'gqa(head_dim=8, heads=2, scale=0.7)',
+    'gqa(head_dim=8, window=3)',
+    'gqa(head_dim=8, window=1)',
+    'gqa(head_dim=8, window=4, kv_heads=2, position=alibi())',
+    'gqa(head_dim=8, cap=1.5)',
+    'gqa(head_dim=8, qk_norm=rms_norm())',
+    'gqa(head_dim=8, position=none())',
+    'gqa(head_dim=8, position=rope(pairs="interleaved", fraction=0.5))',
+    'gqa(head_dim=8, causal=False)',
+    'gqa(head_dim=8, causal=False, window=3, position=alibi())',
+  ),
+  'ffn': (
+    'gelu()',
+    'gelu(approximate=False, bias=True)',
+    'gelu(mult=1.5, multiple_of=20)',
+    'swiglu()',
+    'swiglu(hidden=24, bias=True)',
+    'swiglu(multiple_of=32)',
+    'squared_relu()',
+    'squared_relu(bias=True)',
+  ),
+  'linear': ('dense()',),
+  'position': (
+    'rope()',
+    'rope(pairs="interleaved")',
+    'rope(fraction=0.5)',
+    'rope(scaling="linear", factor=4.0)',
+    'rope(scaling="ntk", factor=4.0)',
+    'rope(scaling="llama3", factor=8.0, original=64)',
+    'alibi()',
+    'none()',
+    'learned()',
+    'sinusoidal()',
+    'sinusoidal(base=100.0, scale=1.0)',
+  ),
+  'init': (
+    'gpt2()',
+    'gpt2(sigma=0.1)',
+    'fan_in()',
+    'fan_in(gain=2.0, embed=0.3, scale_residual=False)',
+    'mup(base_width=16)',
+    'mup(base_width=64, sigma=0.1, base_head_dim=16)',
+  ),
+  'embed': (
+    'tied()',
+    'tied(multiple_of=8)',
+    'tied(multiple_of=8, bias=True)',
+    'tied(scale=3.0)',
+    'untied()',
+    'untied(multiple_of=8)',
+    'untied(scale=3.0)',
+  ),
+  'architecture': ('transformer()',),
+  'cache': ('full()', 'window()'),
+  'objective': ('clm()', 'clm(z_loss=0.01)', 'clm(label_smoothing=0.2)', 'mlm(rate=0.4)'),
 }
 
 
@@ -67,18 +114,31 @@ class Tokenizer:
 
 
 @functools.cache
-def scheme(init='fan_in(embed=1.0)', linear='dense()', position='rope()', length=STEPS, dtype=jnp.float32) -> Scheme:
-  return Scheme(init=registry.make('init', init, depth=DEPTH, width=WIDTH)(), linear=registry.make('linear', linear),
-                position=registry.make('position', position, length=length)(parent=None), param_dtype=dtype)
+def scheme(
+  init='fan_in(embed=1.0)', linear='dense()', position='rope()', length=STEPS, dtype=jnp.float32
+) -> Scheme:
+  return Scheme(
+    init=registry.make('init', init, depth=DEPTH, width=WIDTH)(),
+    linear=registry.make('linear', linear),
+    position=registry.make('position', position, length=length)(parent=None),
+    param_dtype=dtype,
+  )
 
 
-def ctx(batch=BATCH, steps=STEPS, segments=None, positions=None, train=False, depth=0, memory=None, **how) -> kinds.Ctx:
+def ctx(
+  batch=BATCH, steps=STEPS, segments=None, positions=None, train=False, depth=0, memory=None, **how
+) -> kinds.Ctx:
   """A context of rows that are one document each, unless segments say otherwise."""
   if positions is None:
-    positions = jnp.arange(steps, dtype=jnp.int32) * jnp.ones((batch, 1), jnp.int32) if segments is None else (
-        jnp.asarray(positions_of(segments)))
+    positions = (
+      jnp.arange(steps, dtype=jnp.int32) * jnp.ones((batch, 1), jnp.int32)
+      if segments is None
+      else (jnp.asarray(positions_of(segments)))
+    )
   segments = None if segments is None else jnp.asarray(segments, jnp.int32)
-  return kinds.Ctx(positions, segments, depth=depth, memory=memory, train=train, scheme=scheme(**how))
+  return kinds.Ctx(
+    positions, segments, depth=depth, memory=memory, train=train, scheme=scheme(**how)
+  )
 
 
 def positions_of(segments) -> np.ndarray:
@@ -95,20 +155,36 @@ def normal(*shape, seed=0, scale=1.0) -> jax.Array:
 
 
 def stir(variables, seed=0, scale=0.3):
-  """Unboxed variables moved away from their initial values, so that gains of 1 and biases of 0 show."""
+  """Unboxed variables moved away from their initial values, so that gains of 1 and biases of 0
+  show.
+  """
   leaves, tree = jax.tree.flatten(facts_lib.unbox(variables))
-  return jax.tree.unflatten(tree, [a + normal(*a.shape, seed=seed + i, scale=scale).astype(a.dtype)
-                                   for i, a in enumerate(leaves)])
+  return jax.tree.unflatten(
+    tree,
+    [
+      a + normal(*a.shape, seed=seed + i, scale=scale).astype(a.dtype) for i, a in enumerate(leaves)
+    ],
+  )
 
 
 def values(boxed, seed=0, spread=0.3):
-  """Unboxed parameters for abstract boxed variables, without compiling an initializer: matrices of gain 1, gains about 1, biases not 0."""
+  """Unboxed parameters for abstract boxed variables, without compiling an initializer: matrices of
+  gain 1, gains about 1, biases not 0.
+  """
+
   def one(i, leaf):
     fact, shape = leaf.fact, leaf.value.shape
     around = 1.0 if fact.role == 'norm' else 0.0
     matrix = fact.role in ('hidden', 'residual', 'unembed')
-    scale = fact.fans(shape)[0] ** -0.5 if matrix else 1.0 if fact.role in ('embed', 'position') else spread
+    scale = (
+      fact.fans(shape)[0] ** -0.5
+      if matrix
+      else 1.0
+      if fact.role in ('embed', 'position')
+      else spread
+    )
     return (around + normal(*shape, seed=seed + i, scale=scale)).astype(leaf.value.dtype)
+
   leaves, tree = jax.tree.flatten(boxed, is_leaf=facts_lib.is_box)
   return jax.tree.unflatten(tree, [one(i, leaf) for i, leaf in enumerate(leaves)])
 
@@ -150,8 +226,11 @@ def batch(segments, seed=0, vocab=VOCAB) -> dict[str, jax.Array]:
   """A batch as the data gives it: rows of `segments`, positions counted within documents."""
   segments = np.asarray(segments, np.int32)
   tokens = np.random.default_rng(seed).integers(0, vocab, segments.shape)
-  return dict(tokens=jnp.asarray(tokens, jnp.int32), segments=jnp.asarray(segments),
-              positions=jnp.asarray(positions_of(segments)))
+  return dict(
+    tokens=jnp.asarray(tokens, jnp.int32),
+    segments=jnp.asarray(segments),
+    positions=jnp.asarray(positions_of(segments)),
+  )
 
 
 def close(got, want, tol=1e-5):
@@ -196,7 +275,10 @@ def slope(f, x: np.ndarray, eps=1e-6) -> np.ndarray:
 def check_facts(variables):
   """Every parameter carries its fact, and every axis is one that sharding knows."""
   from lmjax.parallel import shard
-  leaves = jax.tree.leaves(variables['params'], is_leaf=facts_lib.is_box) if 'params' in variables else []
+
+  leaves = (
+    jax.tree.leaves(variables['params'], is_leaf=facts_lib.is_box) if 'params' in variables else []
+  )
   for leaf in leaves:
     assert facts_lib.is_box(leaf), 'a parameter without a fact: make it with nn.params.param'
     assert len(leaf.fact.names) == leaf.value.ndim

@@ -1,4 +1,5 @@
-"""The contract of caches, in whole models: step by step = all at once, also long after a window has passed; bytes flat where claimed.
+"""The contract of caches, in whole models: step by step = all at once, also long after a window has
+passed; bytes flat where claimed.
 
 `test_mixer.py` proves the same for each mixer alone.
 """
@@ -19,12 +20,15 @@ from lmjax.nn import embedding
 
 STEPS = 24
 MODELS = {
-    'full': dict(blocks__block__mixer='gqa(head_dim=8, kv_heads=2)'),
-    'alibi': dict(position='alibi()'),
-    'learned': dict(position='learned()'),
-    'window': dict(blocks__block__mixer='gqa(head_dim=8, window=5)'),
-    'mixed windows': dict(blocks__block__mixer='gqa(head_dim=8, window=3)', blocks__wide__mixer='gqa(head_dim=8, window=7, kv_heads=1)',
-                          stack='(block, wide)*2 + shared(wide)*2'),
+  'full': dict(blocks__block__mixer='gqa(head_dim=8, kv_heads=2)'),
+  'alibi': dict(position='alibi()'),
+  'learned': dict(position='learned()'),
+  'window': dict(blocks__block__mixer='gqa(head_dim=8, window=5)'),
+  'mixed windows': dict(
+    blocks__block__mixer='gqa(head_dim=8, window=3)',
+    blocks__wide__mixer='gqa(head_dim=8, window=7, kv_heads=1)',
+    stack='(block, wide)*2 + shared(wide)*2',
+  ),
 }
 ROWS = {'full()': list(MODELS), 'window()': ['window', 'mixed windows']}
 PAIRS = [(c, m) for c, models in ROWS.items() for m in models]
@@ -33,24 +37,32 @@ SEGMENTS = np.array([[1] * STEPS, [0] * 5 + [1] * (STEPS - 5)])  # left padding
 
 @functools.cache
 def instance(name):
-  return _table.model(length=STEPS, **MODELS[name]), _table.model_params(length=STEPS, **MODELS[name])
+  return _table.model(length=STEPS, **MODELS[name]), _table.model_params(
+    length=STEPS, **MODELS[name]
+  )
 
 
 def ctx(part):
-  return kinds.Ctx(jnp.asarray(_table.positions_of(SEGMENTS))[:, part], jnp.asarray(SEGMENTS, jnp.int32)[:, part])
+  return kinds.Ctx(
+    jnp.asarray(_table.positions_of(SEGMENTS))[:, part], jnp.asarray(SEGMENTS, jnp.int32)[:, part]
+  )
 
 
 @functools.cache
 def run(name):
   net, variables = instance(name)
+
   def f(tokens, ctx, cache):
     out = net.apply(variables, tokens, ctx, cache)
     return embedding.logits(out), out.cache
+
   return jax.jit(f)
 
 
 def step_by_step(name, cache_spec, tokens, blocks):
-  cache = instance(name)[0].init_cache(registry.make('cache', cache_spec), tokens.shape[0], tokens.shape[1])
+  cache = instance(name)[0].init_cache(
+    registry.make('cache', cache_spec), tokens.shape[0], tokens.shape[1]
+  )
   out, start = [], 0
   for n in blocks:
     part = slice(start, start + n)
@@ -66,9 +78,13 @@ def test_no_part_is_missing():
 
 
 @pytest.mark.parametrize('cache, name', PAIRS)
-@pytest.mark.parametrize('blocks', [[1] * STEPS, [9] + [1] * 15, [16, 3, 5]], ids=['single', 'prefill', 'blocks'])
+@pytest.mark.parametrize(
+  'blocks', [[1] * STEPS, [9] + [1] * 15, [16, 3, 5]], ids=['single', 'prefill', 'blocks']
+)
 def test_cached_is_the_full_forward(cache, name, blocks):
-  tokens = jnp.asarray(np.random.default_rng(0).integers(0, _table.VOCAB, SEGMENTS.shape), jnp.int32)
+  tokens = jnp.asarray(
+    np.random.default_rng(0).integers(0, _table.VOCAB, SEGMENTS.shape), jnp.int32
+  )
   want, _ = run(name)(tokens, ctx(slice(None)), None)
   got, _ = step_by_step(name, cache, tokens, blocks)
   real = SEGMENTS > 0
@@ -78,10 +94,14 @@ def test_cached_is_the_full_forward(cache, name, blocks):
 @pytest.mark.parametrize('cache', ROWS)
 def test_bytes_are_flat_where_claimed(cache):
   part = registry.make('cache', cache)
-  size = lambda length: sum(a.nbytes for a in jax.tree.leaves(instance('mixed windows')[0].init_cache(part, 2, length)))
+  size = lambda length: sum(
+    a.nbytes for a in jax.tree.leaves(instance('mixed windows')[0].init_cache(part, 2, length))
+  )
   if part.fact('bounded'):
     assert size(100) == size(100_000)
-    widest = max(max(a.shape) for a in jax.tree.leaves(instance('mixed windows')[0].init_cache(part, 2, 1000)))
+    widest = max(
+      max(a.shape) for a in jax.tree.leaves(instance('mixed windows')[0].init_cache(part, 2, 1000))
+    )
     assert widest <= 8  # the window of 7, or the head size
   else:
     assert size(400) > 3.9 * size(100)

@@ -1,4 +1,6 @@
-"""The contract of decoding rules: the distribution is exactly the declared one, greedy is the limit, a row draws alone as in a batch."""
+"""The contract of decoding rules: the distribution is exactly the declared one, greedy is the
+limit, a row draws alone as in a batch.
+"""
 
 import functools
 
@@ -14,12 +16,36 @@ from lmjax.decoding import _base
 
 VOCAB = 7
 NEVER = -1e30  # the logit of rows that round the vocabulary up
-ROWS = ('greedy()', 'temperature()', 'temperature(t=0.6)', 'temperature(t=3.0)', 'top_k()', 'top_k(k=1)', 'top_k(k=3)', 'top_p()',
-        'top_p(p=0.5)', 'top_p(p=1.0)', 'min_p()', 'min_p(p=0.4)', 'min_p(p=0.0)', 'min_p(p=1.0)')
-CHAINS = ('top_k(k=4) | temperature(t=0.7)', 'temperature(t=2.5) | top_p(p=0.6)', 'top_p(p=0.6) | temperature(t=2.5)',
-          'min_p(p=0.1) | top_k(k=3) | temperature(t=1.5) | top_p(p=0.9)')
-LOGITS = np.array([[2.0, 0.5, 1.0, -1.0, NEVER, 0.9, -3.0], [0.0] * 6 + [NEVER], [5.0, 5.0, -2.0, 1.0, 0.0, NEVER, NEVER],
-                   [-8.0, -9.0, -7.5, -7.0, -7.2, -30.0, NEVER]])
+ROWS = (
+  'greedy()',
+  'temperature()',
+  'temperature(t=0.6)',
+  'temperature(t=3.0)',
+  'top_k()',
+  'top_k(k=1)',
+  'top_k(k=3)',
+  'top_p()',
+  'top_p(p=0.5)',
+  'top_p(p=1.0)',
+  'min_p()',
+  'min_p(p=0.4)',
+  'min_p(p=0.0)',
+  'min_p(p=1.0)',
+)
+CHAINS = (
+  'top_k(k=4) | temperature(t=0.7)',
+  'temperature(t=2.5) | top_p(p=0.6)',
+  'top_p(p=0.6) | temperature(t=2.5)',
+  'min_p(p=0.1) | top_k(k=3) | temperature(t=1.5) | top_p(p=0.9)',
+)
+LOGITS = np.array(
+  [
+    [2.0, 0.5, 1.0, -1.0, NEVER, 0.9, -3.0],
+    [0.0] * 6 + [NEVER],
+    [5.0, 5.0, -2.0, 1.0, 0.0, NEVER, NEVER],
+    [-8.0, -9.0, -7.5, -7.0, -7.2, -30.0, NEVER],
+  ]
+)
 
 
 def softmax(z):
@@ -38,7 +64,7 @@ def reference(spec, z):
   elif call.name == 'temperature':
     return softmax(z / args['t'])
   elif call.name == 'top_k':
-    kept = order[:args['k']]
+    kept = order[: args['k']]
   elif call.name == 'top_p':
     kept = []
     while len(kept) < len(z) and (args['p'] == 1 or p[kept].sum() < args['p'] - 1e-9):
@@ -81,15 +107,21 @@ def test_no_part_is_missing():
 
 @pytest.mark.parametrize('spec', ROWS + CHAINS)
 def test_the_distribution_is_the_declared_one(spec):
-  found = np.asarray(jax.nn.softmax(_base.rule(spec).filter(jnp.asarray(LOGITS, jnp.float32)), axis=-1))
+  found = np.asarray(
+    jax.nn.softmax(_base.rule(spec).filter(jnp.asarray(LOGITS, jnp.float32)), axis=-1)
+  )
   for row, z in zip(found, LOGITS):
     np.testing.assert_allclose(row, chained_reference(spec, z), atol=2e-6)
     assert ((row > 0) <= (chained_reference(spec, z) > 0)).all()
 
 
-@pytest.mark.parametrize('spec', ['temperature(t=3.0)', 'top_k(k=3)', 'top_p(p=0.5)', 'min_p(p=0.4)', CHAINS[0]])
+@pytest.mark.parametrize(
+  'spec', ['temperature(t=3.0)', 'top_k(k=3)', 'top_p(p=0.5)', 'min_p(p=0.4)', CHAINS[0]]
+)
 def test_tokens_are_drawn_from_it(spec):
-  """20,000 draws against the reference by chi-square: 6 degrees of freedom stay below 22.5 in all but one of a thousand tries."""
+  """20,000 draws against the reference by chi-square: 6 degrees of freedom stay below 22.5 in all
+  but one of a thousand tries.
+  """
   n, z = 20_000, LOGITS[0]
   state, tokens = advance(spec, np.tile(z, (n, 1)), jax.random.split(jax.random.key(3), n))
   assert state.tokens_B is not None and int(state.caches[0]) == 1 and tokens.dtype == jnp.int32
@@ -100,7 +132,17 @@ def test_tokens_are_drawn_from_it(spec):
   assert np.sum((counts[p > 0] - want) ** 2 / want) < 22.5
 
 
-@pytest.mark.parametrize('spec', ['greedy()', 'temperature(t=1e-06)', 'temperature(t=1e-38)', 'top_k(k=1)', 'top_p(p=1e-06)', 'min_p(p=1.0)'])
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'greedy()',
+    'temperature(t=1e-06)',
+    'temperature(t=1e-38)',
+    'top_k(k=1)',
+    'top_p(p=1e-06)',
+    'min_p(p=1.0)',
+  ],
+)
 def test_the_greedy_limit(spec):
   clear = LOGITS[[0, 3]]
   keys = jax.random.split(jax.random.key(0), 2)
@@ -119,24 +161,43 @@ def test_a_row_alone_is_the_row_in_a_batch(spec):
   logits = rng.normal(size=(16, VOCAB)) * 2
   keys = jax.random.split(jax.random.key(5), 16)
   together = np.asarray(advance(spec, logits, keys)[1])
-  alone = [int(advance(spec, logits[i:i + 1], keys[i:i + 1])[1][0]) for i in (0, 3, 15)]
+  alone = [int(advance(spec, logits[i : i + 1], keys[i : i + 1])[1][0]) for i in (0, 3, 15)]
   assert alone == together[[0, 3, 15]].tolist()
 
 
 def test_order_in_a_chain_matters():
   first, second = (_base.rule(c).filter(jnp.asarray(LOGITS[:1], jnp.float32)) for c in CHAINS[1:3])
-  assert np.isfinite(first).sum() > np.isfinite(second).sum()  # the nucleus of the flattened distribution is larger
+  assert (
+    np.isfinite(first).sum() > np.isfinite(second).sum()
+  )  # the nucleus of the flattened distribution is larger
 
 
 def test_the_crossing_token_stays():
   z = jnp.log(jnp.asarray([[0.5, 0.25, 0.125, 0.125]]))
-  sizes = [int(np.isfinite(_base.rule(f'top_p(p={p})').filter(z)).sum()) for p in (0.4, 0.6, 0.8, 0.9, 1.0)]
+  sizes = [
+    int(np.isfinite(_base.rule(f'top_p(p={p})').filter(z)).sum()) for p in (0.4, 0.6, 0.8, 0.9, 1.0)
+  ]
   assert sizes == [1, 2, 3, 4, 4]
 
 
-@pytest.mark.parametrize('spec', [
-    'temperature(t=0.0)', 'temperature(t=-1.0)', 'temperature(t=1e999)', 'top_k(k=0)', 'top_k(k=1.5)', 'top_p(p=0.0)', 'top_p(p=1.1)',
-    'min_p(p=-0.1)', 'min_p(p=1.01)', 'top_q(p=0.9)', 'top_p(q=0.9)', 'greedy(k=1)', 'top_k(k=3) | '])
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'temperature(t=0.0)',
+    'temperature(t=-1.0)',
+    'temperature(t=1e999)',
+    'top_k(k=0)',
+    'top_k(k=1.5)',
+    'top_p(p=0.0)',
+    'top_p(p=1.1)',
+    'min_p(p=-0.1)',
+    'min_p(p=1.01)',
+    'top_q(p=0.9)',
+    'top_p(q=0.9)',
+    'greedy(k=1)',
+    'top_k(k=3) | ',
+  ],
+)
 def test_wrong_arguments_are_refused(spec):
   with pytest.raises(specs.SpecError) as e:
     _base.rule(spec)

@@ -1,4 +1,6 @@
-"""The contract of evals: hand-scored miniatures, standard errors, independence of order, names that say the protocol, clear refusals."""
+"""The contract of evals: hand-scored miniatures, standard errors, independence of order, names that
+say the protocol, clear refusals.
+"""
 
 import gzip
 import json
@@ -18,7 +20,13 @@ from lmjax.evals import lambada
 from lmjax.evals import multiple_choice
 from lmjax.evals import perplexity
 
-ROWS = ('perplexity(path="x.txt")', 'lambada()', 'lambada(mode="loose")', 'blimp()', 'multiple_choice(task="piqa")')
+ROWS = (
+  'perplexity(path="x.txt")',
+  'lambada()',
+  'lambada(mode="loose")',
+  'blimp()',
+  'multiple_choice(task="piqa")',
+)
 
 
 class Characters:
@@ -34,7 +42,9 @@ class Characters:
 
 
 class Fake:
-  """A language model of known log-probabilities: `told` maps (context, continuation) to (log-probability, greedy)."""
+  """A language model of known log-probabilities: `told` maps (context, continuation) to
+  (log-probability, greedy).
+  """
 
   tokenizer = Characters()
   protocol = {'length': 64, 'prefix': 'bos'}
@@ -59,7 +69,9 @@ class Fake:
 
 
 def write(path, rows):
-  path.write_text('\n'.join(r if isinstance(r, str) else json.dumps(r) for r in rows) + '\n', 'utf-8')
+  path.write_text(
+    '\n'.join(r if isinstance(r, str) else json.dumps(r) for r in rows) + '\n', 'utf-8'
+  )
   return str(path)
 
 
@@ -80,16 +92,25 @@ def test_no_part_is_missing():
 # ---- LAMBADA
 
 PASSAGES = [{'text': 'He gave her the ring'}, {'text': 'It was a cold day'}]
-STRICT = {('He gave her the', ' ring'): (-1.0, True), ('It was a cold', ' day'): (-2.0 - 1.0, False)}
+STRICT = {
+  ('He gave her the', ' ring'): (-1.0, True),
+  ('It was a cold', ' day'): (-2.0 - 1.0, False),
+}
 LOOSE = {('He gave her the rin', 'g'): (-0.5, True), ('It was a cold da', 'y'): (-1.5, True)}
 
 
 def test_lambada_by_hand(tmp_path):
   path = write(tmp_path / 'lambada_x.jsonl', PASSAGES)
   found = run(f'lambada(path={path!r})', Fake(STRICT))
-  assert found['accuracy'].value == 0.5 and found['accuracy'].stderr == pytest.approx(math.sqrt(0.25 / 1))
-  assert found['perplexity'].value == pytest.approx(7.389056, abs=1e-6)  # a word, not a token: exp((1 + 3) / 2)
-  assert found['perplexity'].stderr == pytest.approx(math.exp(2) * np.std([1, 3], ddof=1) / math.sqrt(2))
+  assert found['accuracy'].value == 0.5 and found['accuracy'].stderr == pytest.approx(
+    math.sqrt(0.25 / 1)
+  )
+  assert found['perplexity'].value == pytest.approx(
+    7.389056, abs=1e-6
+  )  # a word, not a token: exp((1 + 3) / 2)
+  assert found['perplexity'].stderr == pytest.approx(
+    math.exp(2) * np.std([1, 3], ddof=1) / math.sqrt(2)
+  )
   assert 'file=lambada_x' in found['accuracy'].name and 'mode=strict' in found['accuracy'].name
 
 
@@ -109,12 +130,18 @@ def test_lambada_reads_both_forms(tmp_path):
 
 # ---- multiple choice
 
-CHOICES = {'question': 'Which?', 'choices': {'text': ['four', 'twelve chars'], 'label': ['A', 'B']}, 'answerKey': 'B'}
+CHOICES = {
+  'question': 'Which?',
+  'choices': {'text': ['four', 'twelve chars'], 'label': ['A', 'B']},
+  'answerKey': 'B',
+}
 PROMPT = 'Question: Which?\nAnswer:'
 
 
 def test_acc_and_acc_norm_disagree(tmp_path):
-  path = write(tmp_path / 'arc.jsonl', [CHOICES, CHOICES | {'answerKey': 'A'}, CHOICES | {'answerKey': 'A'}])
+  path = write(
+    tmp_path / 'arc.jsonl', [CHOICES, CHOICES | {'answerKey': 'A'}, CHOICES | {'answerKey': 'A'}]
+  )
   told = {(PROMPT, ' four'): (-4.0, False), (PROMPT, ' twelve chars'): (-6.0, False)}
   found = run(f'multiple_choice(task="arc_easy", path={path!r})', Fake(told))
   acc, norm = found['arc_easy/acc'], found['arc_easy/acc_norm']  # -4 > -6, but -1 < -0.5
@@ -123,33 +150,108 @@ def test_acc_and_acc_norm_disagree(tmp_path):
 
 
 def test_ties_go_to_the_first_and_empty_options_do_not_divide_by_zero():
-  assert multiple_choice.pick([-4.0, -6.0]) == 0 and multiple_choice.pick([-4.0, -6.0], [4, 12]) == 1
+  assert (
+    multiple_choice.pick([-4.0, -6.0]) == 0 and multiple_choice.pick([-4.0, -6.0], [4, 12]) == 1
+  )
   assert multiple_choice.pick([-2.0, -2.0, -1.0, -1.0]) == 2
   assert multiple_choice.pick([-2.0, -3.0], [0, 1]) == 0
 
 
 ITEMS = {
-    'piqa': ({'goal': 'G', 'sol1': 's', 'sol2': 't', 'label': 1}, [('Question: G\nAnswer:', ' s'), ('Question: G\nAnswer:', ' t')], 1),
-    'winogrande': ({'sentence': 'Ann met Bo as _ ran off.', 'option1': 'Ann', 'option2': 'Bo', 'answer': '2'},
-                   [('Ann met Bo as Ann', ' ran off.'), ('Ann met Bo as Bo', ' ran off.')], 1),
-    'hellaswag': ({'activity_label': 'Run', 'ctx_a': 'A man [x] runs.', 'ctx_b': 'he', 'endings': [' stops [title] End', 'goes.'], 'label': '0'},
-                  [('Run: A man runs. He', ' stops. End'), ('Run: A man runs. He', ' goes.')], 0),
-    'boolq': ({'passage': 'P.', 'question': 'is it', 'answer': True}, [('P.\nQuestion: is it?\nAnswer:', ' no'), ('P.\nQuestion: is it?\nAnswer:', ' yes')], 1),
-    'copa': ({'premise': 'It rained.', 'choice1': 'He got wet.', 'choice2': 'She slept.', 'question': 'effect', 'label': 0},
-             [('It rained therefore', ' he got wet.'), ('It rained therefore', ' she slept.')], 0),
-    'cb': ({'premise': 'P.', 'hypothesis': 'h', 'label': 2}, [('P.\nQuestion: h. True, False, or Neither?\nAnswer:', f' {o}') for o in ('True', 'False', 'Neither')], 2),
-    'sciq': ({'support': ' S.', 'question': 'Q?', 'distractor1': 'a', 'distractor2': 'b', 'distractor3': 'c', 'correct_answer': 'd'},
-             [('S.\nQuestion: Q?\nAnswer:', f' {o}') for o in 'abcd'], 3),
-    'openbookqa': ({'question_stem': 'Q', 'choices': {'text': ['a', 'b'], 'label': ['A', 'B']}, 'answerKey': 'A'}, [('Q', ' a'), ('Q', ' b')], 0),
-    'mmlu': ({'question': 'Q?', 'subject': 'high_school_art', 'choices': ['x', 'y'], 'answer': 1},
-             [('The following are multiple choice questions (with answers) about high school art.\n\nQ?\nA. x\nB. y\nAnswer:', f' {o}') for o in 'AB'], 1),
-    'commonsense_qa': ({'question': 'Q?', 'choices': {'text': ['x', 'y'], 'label': ['A', 'B']}, 'answerKey': 'B'},
-                       [('Question: Q?\nA. x\nB. y\nAnswer:', f' {o}') for o in 'AB'], 1),
-    'social_iqa': ({'context': 'C.', 'question': 'Q?', 'answerA': 'a', 'answerB': 'b', 'answerC': 'c', 'label': '3'},
-                   [('Q: C. Q?\nA:', f' {o}') for o in 'abc'], 2),
-    'arc_easy': (CHOICES, [(PROMPT, ' four'), (PROMPT, ' twelve chars')], 1),
-    'arc_challenge': (CHOICES, [(PROMPT, ' four'), (PROMPT, ' twelve chars')], 1),
-    'basic_arithmetic': (CHOICES, [(PROMPT, ' four'), (PROMPT, ' twelve chars')], 1),
+  'piqa': (
+    {'goal': 'G', 'sol1': 's', 'sol2': 't', 'label': 1},
+    [('Question: G\nAnswer:', ' s'), ('Question: G\nAnswer:', ' t')],
+    1,
+  ),
+  'winogrande': (
+    {'sentence': 'Ann met Bo as _ ran off.', 'option1': 'Ann', 'option2': 'Bo', 'answer': '2'},
+    [('Ann met Bo as Ann', ' ran off.'), ('Ann met Bo as Bo', ' ran off.')],
+    1,
+  ),
+  'hellaswag': (
+    {
+      'activity_label': 'Run',
+      'ctx_a': 'A man [x] runs.',
+      'ctx_b': 'he',
+      'endings': [' stops [title] End', 'goes.'],
+      'label': '0',
+    },
+    [('Run: A man runs. He', ' stops. End'), ('Run: A man runs. He', ' goes.')],
+    0,
+  ),
+  'boolq': (
+    {'passage': 'P.', 'question': 'is it', 'answer': True},
+    [('P.\nQuestion: is it?\nAnswer:', ' no'), ('P.\nQuestion: is it?\nAnswer:', ' yes')],
+    1,
+  ),
+  'copa': (
+    {
+      'premise': 'It rained.',
+      'choice1': 'He got wet.',
+      'choice2': 'She slept.',
+      'question': 'effect',
+      'label': 0,
+    },
+    [('It rained therefore', ' he got wet.'), ('It rained therefore', ' she slept.')],
+    0,
+  ),
+  'cb': (
+    {'premise': 'P.', 'hypothesis': 'h', 'label': 2},
+    [
+      ('P.\nQuestion: h. True, False, or Neither?\nAnswer:', f' {o}')
+      for o in ('True', 'False', 'Neither')
+    ],
+    2,
+  ),
+  'sciq': (
+    {
+      'support': ' S.',
+      'question': 'Q?',
+      'distractor1': 'a',
+      'distractor2': 'b',
+      'distractor3': 'c',
+      'correct_answer': 'd',
+    },
+    [('S.\nQuestion: Q?\nAnswer:', f' {o}') for o in 'abcd'],
+    3,
+  ),
+  'openbookqa': (
+    {'question_stem': 'Q', 'choices': {'text': ['a', 'b'], 'label': ['A', 'B']}, 'answerKey': 'A'},
+    [('Q', ' a'), ('Q', ' b')],
+    0,
+  ),
+  'mmlu': (
+    {'question': 'Q?', 'subject': 'high_school_art', 'choices': ['x', 'y'], 'answer': 1},
+    [
+      (
+        'The following are multiple choice questions (with answers) about high school '
+        'art.\n\nQ?\nA. x\nB. y\nAnswer:',
+        f' {o}',
+      )
+      for o in 'AB'
+    ],
+    1,
+  ),
+  'commonsense_qa': (
+    {'question': 'Q?', 'choices': {'text': ['x', 'y'], 'label': ['A', 'B']}, 'answerKey': 'B'},
+    [('Question: Q?\nA. x\nB. y\nAnswer:', f' {o}') for o in 'AB'],
+    1,
+  ),
+  'social_iqa': (
+    {
+      'context': 'C.',
+      'question': 'Q?',
+      'answerA': 'a',
+      'answerB': 'b',
+      'answerC': 'c',
+      'label': '3',
+    },
+    [('Q: C. Q?\nA:', f' {o}') for o in 'abc'],
+    2,
+  ),
+  'arc_easy': (CHOICES, [(PROMPT, ' four'), (PROMPT, ' twelve chars')], 1),
+  'arc_challenge': (CHOICES, [(PROMPT, ' four'), (PROMPT, ' twelve chars')], 1),
+  'basic_arithmetic': (CHOICES, [(PROMPT, ' four'), (PROMPT, ' twelve chars')], 1),
 }
 
 
@@ -175,7 +277,9 @@ def test_real_files_are_read_whole(task, test_data, monkeypatch):
   monkeypatch.setenv('LMJAX_DATA', str(test_data))
   form = _formats.FORMATS[task]
   items = multiple_choice.read(form, _paths.find('', form.file), None)
-  assert len(items) > 50 and all(len(i.pairs) > 1 and all(c.strip() for _, c in i.pairs) for i in items)
+  assert len(items) > 50 and all(
+    len(i.pairs) > 1 and all(c.strip() for _, c in i.pairs) for i in items
+  )
   if task != 'sciq':
     assert len({i.gold for i in items}) > 1
 
@@ -185,16 +289,27 @@ def test_real_files_are_read_whole(task, test_data, monkeypatch):
 
 def blimp_rows():
   pair = lambda uid, good, bad: {'sentence_good': good, 'sentence_bad': bad, 'UID': uid}
-  return [pair('one', 'a1', 'b1'), pair('one', 'a2', 'b2'), pair('two', 'c1', 'd1'), pair('two', 'c2', 'd2'), pair('two', 'c3', 'd3')]
+  return [
+    pair('one', 'a1', 'b1'),
+    pair('one', 'a2', 'b2'),
+    pair('two', 'c1', 'd1'),
+    pair('two', 'c2', 'd2'),
+    pair('two', 'c3', 'd3'),
+  ]
 
 
-BLIMP = {('', k): (v, False) for k, v in dict(a1=-1, b1=-2, a2=-3, b2=-1, c1=-1, d1=-2, c2=-1, d2=-5, c3=-2, d3=-2).items()}
+BLIMP = {
+  ('', k): (v, False)
+  for k, v in dict(a1=-1, b1=-2, a2=-3, b2=-1, c1=-1, d1=-2, c2=-1, d2=-5, c3=-2, d3=-2).items()
+}
 
 
 def test_blimp_averages_paradigms(tmp_path):
   path = write(tmp_path / 'blimp.jsonl', blimp_rows())
   found = run(f'blimp(path={path!r})', Fake(BLIMP))
-  assert found['one'].value == 0.5 and found['two'].value == pytest.approx(2 / 3)  # the tie is a miss
+  assert found['one'].value == 0.5 and found['two'].value == pytest.approx(
+    2 / 3
+  )  # the tie is a miss
   assert found['average'].value == pytest.approx((0.5 + 2 / 3) / 2)
   errors = [math.sqrt(0.25 / 1), math.sqrt(2 / 9 / 2)]
   assert found['two'].stderr == pytest.approx(errors[1])
@@ -206,19 +321,27 @@ def test_blimp_averages_paradigms(tmp_path):
 # ---- order
 
 
-@pytest.mark.parametrize('spec, rows', [
+@pytest.mark.parametrize(
+  'spec, rows',
+  [
     ('lambada', [{'text': f'the word {w}'} for w in ('one', 'two', 'three', 'seven')]),
-    ('multiple_choice', [CHOICES | {'question': q} for q in 'abcd']), ('blimp', blimp_rows())])
+    ('multiple_choice', [CHOICES | {'question': q} for q in 'abcd']),
+    ('blimp', blimp_rows()),
+  ],
+)
 def test_the_order_of_items_does_not_matter(tmp_path, spec, rows):
   def told(context, continuation):
     mark = sum(map(ord, context + continuation))
     return -1.0 - mark % 7, mark % 3 == 0
+
   task = ', task="arc_easy"' if spec == 'multiple_choice' else ''
   ask = lambda items: run(f'{spec}(path={write(tmp_path / "f.jsonl", items)!r}{task})', Fake(told))
   first, turned = ask(rows), ask(rows[::-1])
   assert first.keys() == turned.keys()
   for k in first:
-    assert first[k].value == pytest.approx(turned[k].value, rel=1e-12) and first[k].stderr == pytest.approx(turned[k].stderr, rel=1e-9)
+    assert first[k].value == pytest.approx(turned[k].value, rel=1e-12) and first[
+      k
+    ].stderr == pytest.approx(turned[k].stderr, rel=1e-9)
 
 
 # ---- perplexity
@@ -239,8 +362,14 @@ def test_perplexity_of_a_uniform_model(tmp_path):
   path = write(tmp_path / 't.txt', [text[:-1]])
   found = run(f'perplexity(path={path!r})', Fake(token=-math.log(50)))
   assert found['token_perplexity'].value == pytest.approx(50)
-  assert (found['tokens'].value, found['words'].value, found['bytes'].value) == (len(text), 3, len(text.encode()))
-  assert found['bits_per_byte'].value == pytest.approx(math.log2(50) * len(text) / len(text.encode()))
+  assert (found['tokens'].value, found['words'].value, found['bytes'].value) == (
+    len(text),
+    3,
+    len(text.encode()),
+  )
+  assert found['bits_per_byte'].value == pytest.approx(
+    math.log2(50) * len(text) / len(text.encode())
+  )
   assert found['word_perplexity'].value == pytest.approx(50 ** (len(text) / 3))
   assert 'stride=length' in found['nll'].name and 'file=t' in found['nll'].name
   assert 'stride=8' in run(f'perplexity(path={path!r}, stride=8)', Fake())['nll'].name
@@ -262,28 +391,40 @@ def test_documents_are_divided_by_the_separator(tmp_path):
 
 
 def test_the_standard_error_is_that_of_blocks():
-  """Tokens within a block agree wholly, so the error is that of 40 values and not of 40 blocks of tokens."""
+  """Tokens within a block agree wholly, so the error is that of 40 values and not of 40 blocks of
+  tokens.
+  """
   rng = np.random.default_rng(0)
   means = rng.normal(3, 1, 40)
   found = perplexity.summary([-np.repeat(means, perplexity.BLOCK)], words=100, size=100)
   assert found['nll'][1] == pytest.approx(means.std(ddof=1) / math.sqrt(40))
-  assert found['token_perplexity'][1] == pytest.approx(found['token_perplexity'][0] * found['nll'][1])
+  assert found['token_perplexity'][1] == pytest.approx(
+    found['token_perplexity'][0] * found['nll'][1]
+  )
 
 
 def test_wikitext_is_detokenized_but_counted_as_stored(tmp_path):
   raw = ' = Title = \n It \'s a well @-@ known ( 1 @,@ 000 @.@ 5 ) , " quoted " thing : yes ; it is . \n = = Part = = \n'
   clean = _wikitext.detokenize(raw)
-  assert clean == ' = Title =\nIt\'s a well-known (1,000.5), "quoted" thing: yes; it is.\n== Part ==\n'
+  assert (
+    clean == ' = Title =\nIt\'s a well-known (1,000.5), "quoted" thing: yes; it is.\n== Part ==\n'
+  )
   path = write(tmp_path / 'wiki.txt', [raw[:-1]])
   found = run(f'perplexity(path={path!r}, detokenize="wikitext")', Fake())
-  assert found['words'].value == len(raw.split()) and found['bytes'].value == len(raw) and found['tokens'].value == len(clean)
+  assert (
+    found['words'].value == len(raw.split())
+    and found['bytes'].value == len(raw)
+    and found['tokens'].value == len(clean)
+  )
   assert 'detokenize=wikitext' in found['nll'].name
 
 
 # ---- files
 
 
-@pytest.mark.parametrize('pack', [lambda b: b, lzma.compress, gzip.compress, 'zstd'], ids=['plain', 'xz', 'gz', 'zst'])
+@pytest.mark.parametrize(
+  'pack', [lambda b: b, lzma.compress, gzip.compress, 'zstd'], ids=['plain', 'xz', 'gz', 'zst']
+)
 def test_packed_files_are_read(tmp_path, pack):
   if pack == 'zstd':
     pack = pytest.importorskip('zstandard').ZstdCompressor().compress
@@ -301,7 +442,9 @@ def test_default_files_lie_in_the_data_folder(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='lambada_openai_test.jsonl'):
     run('lambada()', Fake(STRICT))
   (tmp_path / 'eval').mkdir()
-  (tmp_path / 'eval' / 'lambada_openai_test.jsonl.gz').write_bytes(gzip.compress('\n'.join(map(json.dumps, PASSAGES)).encode()))
+  (tmp_path / 'eval' / 'lambada_openai_test.jsonl.gz').write_bytes(
+    gzip.compress('\n'.join(map(json.dumps, PASSAGES)).encode())
+  )
   found = run('lambada()', Fake(STRICT))
   assert 'file=lambada_openai_test,' in found['accuracy'].name
   monkeypatch.setenv('LMJAX_DATA', str(tmp_path / 'other'))  # goes before the other
@@ -309,13 +452,28 @@ def test_default_files_lie_in_the_data_folder(tmp_path, monkeypatch):
     run('lambada()', Fake(STRICT))
 
 
-@pytest.mark.parametrize('spec, content, words', [
-    ('lambada', b'', 'is empty'), ('lambada', b' \n', 'is empty'), ('lambada', b'{"text": "a b"}\n{"txt": 1}', "line 2.*'text'"),
-    ('lambada', b'{"text": "a b"}\n{', 'line 2: not JSON'), ('lambada', b'{"text": "word"}', 'passage 1'), ('lambada', b'[1]', 'line 1'),
-    ('lambada', b'{"text": "a b "}', 'passage 1'), ('lambada', b'\xff\xfe', 'not UTF-8'), ('lambada', lzma.compress(b'x' * 99)[:40], 'damaged'),
-    ('blimp', b'{"sentence_good": "a", "UID": "u"}', 'sentence_bad'), ('perplexity', b'', 'is empty'),
-    ('multiple_choice', b'{"goal": "g", "sol1": "a", "sol2": "b", "label": 2}', 'item 1.*none of the 2'),
-    ('multiple_choice', b'{"goal": "g", "sol1": "a", "sol2": "b"}', "line 1.*'label'")])
+@pytest.mark.parametrize(
+  'spec, content, words',
+  [
+    ('lambada', b'', 'is empty'),
+    ('lambada', b' \n', 'is empty'),
+    ('lambada', b'{"text": "a b"}\n{"txt": 1}', "line 2.*'text'"),
+    ('lambada', b'{"text": "a b"}\n{', 'line 2: not JSON'),
+    ('lambada', b'{"text": "word"}', 'passage 1'),
+    ('lambada', b'[1]', 'line 1'),
+    ('lambada', b'{"text": "a b "}', 'passage 1'),
+    ('lambada', b'\xff\xfe', 'not UTF-8'),
+    ('lambada', lzma.compress(b'x' * 99)[:40], 'damaged'),
+    ('blimp', b'{"sentence_good": "a", "UID": "u"}', 'sentence_bad'),
+    ('perplexity', b'', 'is empty'),
+    (
+      'multiple_choice',
+      b'{"goal": "g", "sol1": "a", "sol2": "b", "label": 2}',
+      'item 1.*none of the 2',
+    ),
+    ('multiple_choice', b'{"goal": "g", "sol1": "a", "sol2": "b"}', "line 1.*'label'"),
+  ],
+)
 def test_bad_files_are_named(tmp_path, spec, content, words):
   path = tmp_path / 'bad.jsonl'
   path.write_bytes(content)
@@ -325,9 +483,20 @@ def test_bad_files_are_named(tmp_path, spec, content, words):
   assert 'bad.jsonl' in str(e.value) and '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('spec', [
-    'lambada(limit=0)', 'lambada(mode="free")', 'blimp(limit=-1)', 'multiple_choice(task="hellaswg")', 'multiple_choice()', 'perplexity()',
-    'perplexity(path="x", stride=0)', 'perplexity(path="x", detokenize="wiki")', 'lambda()'])
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'lambada(limit=0)',
+    'lambada(mode="free")',
+    'blimp(limit=-1)',
+    'multiple_choice(task="hellaswg")',
+    'multiple_choice()',
+    'perplexity()',
+    'perplexity(path="x", stride=0)',
+    'perplexity(path="x", detokenize="wiki")',
+    'lambda()',
+  ],
+)
 def test_wrong_arguments_are_refused(spec):
   with pytest.raises(specs.SpecError):
     registry.make('eval', spec)

@@ -1,4 +1,6 @@
-"""The contract of feed-forward parts: exact values and gradients, no look at other positions, the hidden size, facts."""
+"""The contract of feed-forward parts: exact values and gradients, no look at other positions, the
+hidden size, facts.
+"""
 
 import functools
 import math
@@ -22,7 +24,7 @@ def linear(x, p):
 def gelu(x, p, a):
   h = linear(x, p['up'])
   if a['approximate']:
-    h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h ** 3)))
+    h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
   else:
     h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
   return linear(h, p['down'])
@@ -39,8 +41,15 @@ def squared_relu(x, p, a):
 
 REFERENCES = dict(gelu=gelu, swiglu=swiglu, squared_relu=squared_relu)
 HIDDEN = {  # at width 12
-    'gelu()': 48, 'gelu(approximate=False, bias=True)': 48, 'gelu(mult=1.5, multiple_of=20)': 20, 'swiglu()': 32,
-    'swiglu(hidden=24, bias=True)': 24, 'swiglu(multiple_of=32)': 32, 'squared_relu()': 48, 'squared_relu(bias=True)': 48}
+  'gelu()': 48,
+  'gelu(approximate=False, bias=True)': 48,
+  'gelu(mult=1.5, multiple_of=20)': 20,
+  'swiglu()': 32,
+  'swiglu(hidden=24, bias=True)': 24,
+  'swiglu(multiple_of=32)': 32,
+  'squared_relu()': 48,
+  'squared_relu(bias=True)': 48,
+}
 
 
 @functools.cache
@@ -51,7 +60,9 @@ def instance(spec):
 
 
 def run(spec, x, variables=None):
-  return instance(spec)[0].apply(instance(spec)[2] if variables is None else variables, x, _table.ctx())
+  return instance(spec)[0].apply(
+    instance(spec)[2] if variables is None else variables, x, _table.ctx()
+  )
 
 
 def test_no_part_is_missing():
@@ -64,8 +75,11 @@ def test_equals_the_float64_reference(spec):
   x = _table.normal(2, 5, WIDTH, seed=1)
   y, aux = run(spec, x)
   assert all(np.ndim(v) == 0 for v in aux.values())
-  want = REFERENCES[_table.name(spec)](np.asarray(x, np.float64), _table.numpy64(instance(spec)[2]['params']),
-                                       _table.arguments('ffn', spec))
+  want = REFERENCES[_table.name(spec)](
+    np.asarray(x, np.float64),
+    _table.numpy64(instance(spec)[2]['params']),
+    _table.arguments('ffn', spec),
+  )
   _table.close(y, want, 3e-6)
 
 
@@ -74,15 +88,23 @@ def test_gradient_equals_finite_differences_of_the_reference(spec):
   x, c = _table.normal(1, 2, WIDTH, seed=1), _table.normal(1, 2, WIDTH, seed=2)
   variables, a = instance(spec)[2], _table.arguments('ffn', spec)
   grads = jax.grad(lambda x, v: jnp.sum(run(spec, x, v)[0] * c), (0, 1))(x, variables)
-  p, c64, x64 = _table.numpy64(variables['params']), np.asarray(c, np.float64), np.asarray(x, np.float64)
+  p, c64, x64 = (
+    _table.numpy64(variables['params']),
+    np.asarray(c, np.float64),
+    np.asarray(x, np.float64),
+  )
   f = REFERENCES[_table.name(spec)]
   _table.close(grads[0], _table.slope(lambda z: np.sum(f(z, p, a) * c64), x64), 1e-4)
   for name in p:  # one column of each matrix
+
     def total(w, name=name):
       kernel = p[name]['kernel'].copy()
       kernel[:, 0] = w
       return np.sum(f(x64, {**p, name: {**p[name], 'kernel': kernel}}, a) * c64)
-    _table.close(grads[1]['params'][name]['kernel'][:, 0], _table.slope(total, p[name]['kernel'][:, 0]), 1e-4)
+
+    _table.close(
+      grads[1]['params'][name]['kernel'][:, 0], _table.slope(total, p[name]['kernel'][:, 0]), 1e-4
+    )
 
 
 @each
@@ -100,7 +122,9 @@ def test_hidden_size_and_facts(spec):
   boxed = instance(spec)[1]['params']
   assert boxed['up']['kernel'].value.shape == (WIDTH, HIDDEN[spec])
   assert boxed['down']['kernel'].value.shape == (HIDDEN[spec], WIDTH)
-  assert boxed['down']['kernel'].fact.role == 'residual' and boxed['up']['kernel'].fact.role == 'hidden'
+  assert (
+    boxed['down']['kernel'].fact.role == 'residual' and boxed['up']['kernel'].fact.role == 'hidden'
+  )
   leaves = _table.check_facts({'params': boxed})
   assert any(l.fact.role == 'bias' for l in leaves) == _table.arguments('ffn', spec)['bias']
   for leaf in leaves:
@@ -115,7 +139,9 @@ def test_bfloat16_in_bfloat16_out(spec):
   _table.close(y.astype(jnp.float32), run(spec, x.astype(jnp.float32))[0], 0.03)
 
 
-@pytest.mark.parametrize('spec', ['gelu(hidden=0)', 'swiglu(mult=0.0)', 'squared_relu(multiple_of=0)', 'gelu(mult=-1.0)'])
+@pytest.mark.parametrize(
+  'spec', ['gelu(hidden=0)', 'swiglu(mult=0.0)', 'squared_relu(multiple_of=0)', 'gelu(mult=-1.0)']
+)
 def test_sizes_that_make_no_sense_are_refused(spec):
   with pytest.raises(ValueError, match='positive'):
     registry.make('ffn', spec)

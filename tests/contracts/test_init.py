@@ -1,4 +1,6 @@
-"""The contract of init parts: measured spread equals the paper's formula; muP's factors, and a coordinate check of what they are for."""
+"""The contract of init parts: measured spread equals the paper's formula; muP's factors, and a
+coordinate check of what they are for.
+"""
 
 import math
 
@@ -12,6 +14,7 @@ import _table
 from lmjax import registry
 from lmjax import train
 from lmjax.models import model as model_lib
+from lmjax.nn import embedding
 from lmjax.parallel.facts import Fact
 from lmjax.parallel import facts as facts_lib
 
@@ -19,14 +22,18 @@ ROWS = _table.SPECS['init']
 each = pytest.mark.parametrize('spec', ROWS)
 N, WIDTH = 8, 64  # depth and width
 SHAPES = {
-    'hidden': (Fact(('embed', 'mlp'), ('embed',), 'hidden'), (64, 256), 64),
-    'heads': (Fact(('embed', 'heads', 'head_dim'), ('embed',), 'hidden'), (64, 8, 16), 64),
-    'residual': (Fact(('mlp', 'embed'), ('mlp',), 'residual'), (256, 64), 256),
-    'residual of heads': (Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'), (8, 16, 64), 128),
-    'stacked': (Fact(('layers', 'embed', 'mlp'), ('embed',), 'hidden'), (4, 64, 64), 64),
-    'embed': (Fact(('vocab', 'embed'), ('vocab',), 'embed'), (300, 64), 300),
-    'position': (Fact(('position', 'embed'), ('position',), 'position'), (300, 64), 300),
-    'unembed': (Fact(('vocab', 'embed'), ('embed',), 'unembed'), (300, 64), 64),
+  'hidden': (Fact(('embed', 'mlp'), ('embed',), 'hidden'), (64, 256), 64),
+  'heads': (Fact(('embed', 'heads', 'head_dim'), ('embed',), 'hidden'), (64, 8, 16), 64),
+  'residual': (Fact(('mlp', 'embed'), ('mlp',), 'residual'), (256, 64), 256),
+  'residual of heads': (
+    Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'),
+    (8, 16, 64),
+    128,
+  ),
+  'stacked': (Fact(('layers', 'embed', 'mlp'), ('embed',), 'hidden'), (4, 64, 64), 64),
+  'embed': (Fact(('vocab', 'embed'), ('vocab',), 'embed'), (300, 64), 300),
+  'position': (Fact(('position', 'embed'), ('position',), 'position'), (300, 64), 300),
+  'unembed': (Fact(('vocab', 'embed'), ('embed',), 'unembed'), (300, 64), 64),
 }
 
 
@@ -72,7 +79,9 @@ def test_measured_spread_is_the_declared_one(spec, shape):
 def test_norms_start_at_one_and_biases_at_zero(spec):
   for role, value in (('norm', 1.0), ('bias', 0.0)):
     fact = Fact(('embed',), (), role)
-    np.testing.assert_array_equal(part(spec).initializer(fact, (5,))(jax.random.key(0), (5,), jnp.float32), value)
+    np.testing.assert_array_equal(
+      part(spec).initializer(fact, (5,))(jax.random.key(0), (5,), jnp.float32), value
+    )
 
 
 @each
@@ -88,8 +97,13 @@ def test_factors_are_one_unless_the_parameterization_says_otherwise(spec):
   p, a = part(spec), _table.arguments('init', spec)
   m = WIDTH / a['base_width'] if _table.name(spec) == 'mup' else 1
   for shape, (fact, size, _) in SHAPES.items():
-    assert p.lr(fact, size) == pytest.approx(1 / m if fact.role in ('hidden', 'residual') else 1.0), shape
-  assert p.lr(Fact((None,), (), 'norm'), (WIDTH,)) == 1 and p.lr(Fact(('mlp',), (), 'bias'), (WIDTH,)) == 1
+    assert p.lr(fact, size) == pytest.approx(
+      1 / m if fact.role in ('hidden', 'residual') else 1.0
+    ), shape
+  assert (
+    p.lr(Fact((None,), (), 'norm'), (WIDTH,)) == 1
+    and p.lr(Fact(('mlp',), (), 'bias'), (WIDTH,)) == 1
+  )
   assert p.logit_scale() == pytest.approx(1 / m)
   for k in (16, 64):
     want = math.sqrt(a['base_head_dim']) / k if _table.name(spec) == 'mup' else 1 / math.sqrt(k)
@@ -104,15 +118,28 @@ def test_mup_at_its_base_is_gpt2():
   assert base.logit_scale() == 1 and base.attention_scale(16) == 1 / 4
 
 
-@pytest.mark.parametrize('spec', ['gpt2(sigma=0.0)', 'fan_in(gain=-1.0)', 'fan_in(embed=0.0)', 'mup(base_width=0)', 'mup(sigma=0.0)'])
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'gpt2(sigma=0.0)',
+    'fan_in(gain=-1.0)',
+    'fan_in(embed=0.0)',
+    'mup(base_width=0)',
+    'mup(sigma=0.0)',
+  ],
+)
 def test_arguments_that_make_no_sense_are_refused(spec):
   with pytest.raises(ValueError, match='positive'):
     registry.make('init', spec)
 
 
 def moved(init, width, embed, steps=3):
-  """Root-mean-square change of (hidden, logits) after some Adam steps at one learning rate, as `train.make_step` makes them."""
-  model = model_lib.resolve(_table.settings(width=width, depth=2, init=init, embed=embed), _table.VOCAB, 8)
+  """Root-mean-square change of (hidden, logits) after some Adam steps at one learning rate, as
+  `train.make_step` makes them.
+  """
+  model = model_lib.resolve(
+    _table.settings(width=width, depth=2, init=init, embed=embed), _table.VOCAB, 8
+  )
   net = registry.make('architecture', 'transformer()', model=model)()
   objective = registry.make('objective', 'clm()', model=net, tokenizer=_table.Tokenizer())()
   batch = _table.batch(np.ones((8, 9), int))
@@ -120,32 +147,47 @@ def moved(init, width, embed, steps=3):
   facts, shapes = facts_lib.facts(boxed)['params'], facts_lib.unbox(boxed)['params']
   is_fact = lambda x: isinstance(x, Fact)
   rng = np.random.default_rng(0)
-  def first(f, s):  # the initializers' own numbers are tested above; drawing them here would compile each shape
+
+  def first(
+    f, s
+  ):  # the initializers' own numbers are tested above; drawing them here would compile each shape
     mean = 1.0 if f.role == 'norm' else 0.0
     std = 0.0 if f.role in ('norm', 'bias') else model.scheme.init.std(f, s.shape)
     return jnp.asarray(mean + std * rng.normal(size=s.shape), jnp.float32)
+
   params = jax.tree.map(first, facts, shapes, is_leaf=is_fact)
-  factors = jax.tree.map(lambda f, s: model.scheme.init.lr(f, s.shape), facts, shapes, is_leaf=is_fact)
+  factors = jax.tree.map(
+    lambda f, s: model.scheme.init.lr(f, s.shape), facts, shapes, is_leaf=is_fact
+  )
   tx = optax.with_extra_args_support(optax.scale_by_adam())
-  step = jax.jit(train.make_step(objective, tx, lambda s: 1.0, peak_lr=4e-3, lr_factors=factors))
-  state = train.init_state({'params': params}, tx)
-  @jax.jit
+  step = train.make_step(objective, tx, lambda s: 1.0, peak_lr=1e-4, lr_factors=factors)
+
   def look(params):
     out = net.apply({'params': params}, batch['tokens'][:, :-1], _table.ctx(8, 8))
-    from lmjax.nn import embedding
     return out.hidden_BTD, embedding.logits(out)
-  before = look(state.params)
-  for _ in range(steps):
-    state, _ = step(state, batch, jax.random.key(0))
-  return [float(jnp.sqrt(jnp.mean((a - b) ** 2))) for a, b in zip(look(state.params), before)]
+
+  @jax.jit
+  def change(params):
+    state = jax.lax.fori_loop(
+      0,
+      steps,
+      lambda _, s: step(s, batch, jax.random.key(0))[0],
+      train.init_state({'params': params}, tx),
+    )
+    return [jnp.sqrt(jnp.mean((a - b) ** 2)) for a, b in zip(look(state.params), look(params))]
+
+  return [float(x) for x in change(params)]
 
 
 @pytest.mark.parametrize('embed', ['tied()', 'untied()'])
 def test_coordinate_check(embed):
-  """One learning rate moves logits equally at all widths under muP; under the standard parameterization wide models move more."""
+  """One learning rate moves logits equally at all widths under muP; under the standard
+  parameterization wide models move more.
+  """
   widths = (32, 256)
   mup = np.array([moved('mup(base_width=32, base_head_dim=8)', w, embed) for w in widths])
-  plain = np.array([moved('gpt2()', w, embed) for w in widths])
-  assert np.all(mup > 1e-3)
-  assert np.all(mup[-1] / mup[0] < 1.6) and np.all(mup[-1] / mup[0] > 0.6), mup
-  assert plain[-1, 1] / plain[0, 1] > 3, plain
+  assert np.all(mup > 1e-2)
+  assert np.all(mup[-1] / mup[0] < 1.3) and np.all(mup[-1] / mup[0] > 0.7), mup
+  if embed == 'tied()':
+    plain = np.array([moved('gpt2()', w, embed) for w in widths])
+    assert np.all(plain[-1] / plain[0] > 4), plain

@@ -1,4 +1,6 @@
-"""The contract of linear parts: the map equals its dense materialisation, its bias is added once, gradients reach every parameter."""
+"""The contract of linear parts: the map equals its dense materialisation, its bias is added once,
+gradients reach every parameter.
+"""
 
 import functools
 
@@ -11,10 +13,10 @@ import _table
 from lmjax import registry
 
 SHAPES = {
-    'matrix': ((('embed', 6),), (('mlp', 5),)),
-    'heads': ((('embed', 6),), (('heads', 2), ('head_dim', 3))),
-    'out': ((('heads', 2), ('head_dim', 3)), (('embed', 5),)),
-    'square': ((('embed', 6),), (('mlp', 6),)),
+  'matrix': ((('embed', 6),), (('mlp', 5),)),
+  'heads': ((('embed', 6),), (('heads', 2), ('head_dim', 3))),
+  'out': ((('heads', 2), ('head_dim', 3)), (('embed', 5),)),
+  'square': ((('embed', 6),), (('mlp', 6),)),
 }
 each = pytest.mark.parametrize('spec', _table.SPECS['linear'])
 shapes = pytest.mark.parametrize('shape', SHAPES)
@@ -24,7 +26,9 @@ biases = pytest.mark.parametrize('bias', [False, True])
 @functools.cache
 def instance(spec, shape, bias, role='hidden'):
   ins, outs = SHAPES[shape]
-  module = registry.make('linear', spec)(ins=ins, outs=outs, role=role, scheme=_table.scheme(), bias=bias, parent=None)
+  module = registry.make('linear', spec)(
+    ins=ins, outs=outs, role=role, scheme=_table.scheme(), bias=bias, parent=None
+  )
   boxed = _table.abstract(module, jnp.ones((2, 3, *(n for _, n in ins))))
   return module, boxed, _table.values(boxed)
 
@@ -103,4 +107,6 @@ def test_the_result_has_the_dtype_of_the_input(spec, shape):
   x = _table.normal(2, 3, *sizes(shape)[0], seed=5)
   y = module.apply(variables, x.astype(jnp.bfloat16))
   assert y.dtype == jnp.bfloat16
-  _table.close(y.astype(jnp.float32), module.apply(variables, x.astype(jnp.bfloat16).astype(jnp.float32)), 0.02)
+  _table.close(
+    y.astype(jnp.float32), module.apply(variables, x.astype(jnp.bfloat16).astype(jnp.float32)), 0.02
+  )

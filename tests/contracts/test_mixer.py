@@ -1,7 +1,8 @@
-"""The contract of mixers: who may influence whom, exactly; documents and padding; caches; exact values; refusals.
+"""The contract of mixers: who may influence whom, exactly; documents and padding; caches; exact
+values; refusals.
 
-One table of influence, read off gradients, must equal the table that the facts (causal, window, segments) promise: too much is a leak, too
-little is a part that does less than it says.
+One table of influence, read off gradients, must equal the table that the facts (causal, window,
+segments) promise: too much is a leak, too little is a part that does less than it says.
 """
 
 import functools
@@ -17,6 +18,7 @@ from lmjax import registry
 
 T, B, D = _table.STEPS, _table.BATCH, _table.WIDTH
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+ONES = np.ones((B, T), int)
 ROWS = _table.SPECS['mixer']
 each = pytest.mark.parametrize('spec', ROWS)
 
@@ -47,16 +49,20 @@ def compiled(spec):
 @functools.cache
 def compiled_influence(spec):
   module = instance(spec)[0]
+
   def run(v, x, ctx, c_D):
     y, back = jax.vjp(lambda x: module.apply(v, x, ctx)[0], x)
     one_hot = jnp.eye(B * T).reshape(B * T, B, T, 1) * c_D
     g = jax.vmap(lambda c: back(c)[0])(one_hot)  # (queries, B, T, D)
     return jnp.any(g != 0, axis=-1)
+
   return jax.jit(run)
 
 
 def run(spec, x, segments=None, variables=None):
-  return compiled(spec)(instance(spec)[2] if variables is None else variables, x, _table.ctx(segments=segments))
+  return compiled(spec)(
+    instance(spec)[2] if variables is None else variables, x, _table.ctx(segments=segments)
+  )
 
 
 def promised(spec, segments) -> np.ndarray:
@@ -80,8 +86,15 @@ def test_no_part_is_missing():
   assert set(REFERENCES) == set(registry.names('mixer'))
 
 
-@each
-@pytest.mark.parametrize('segments', [None, SEGMENTS], ids=['one document', 'packed'])
+def plain(*rows):
+  """Rows that are also tried without segments, which is another program."""
+  return [pytest.param(s, None, id=f'one document-{s}') for s in rows]
+
+
+@pytest.mark.parametrize(
+  'spec, segments',
+  [pytest.param(s, SEGMENTS, id=f'packed-{s}') for s in ROWS] + plain(ROWS[0], ROWS[4], ROWS[-2]),
+)
 def test_influence_is_exactly_what_the_facts_promise(spec, segments):
   if segments is not None and not fact(spec, 'segments'):
     with pytest.raises(kinds.Unsupported):
@@ -97,7 +110,9 @@ def test_other_documents_and_padding_leave_this_one_bit_equal(spec):
   x = _table.normal(B, T, D, seed=1)
   mine = SEGMENTS == 2
   other = jnp.where(mine[..., None], x, 1e4 * _table.normal(B, T, D, seed=9))
-  _table.same(np.asarray(run(spec, x, SEGMENTS))[mine], np.asarray(run(spec, other, SEGMENTS))[mine])
+  _table.same(
+    np.asarray(run(spec, x, SEGMENTS))[mine], np.asarray(run(spec, other, SEGMENTS))[mine]
+  )
 
 
 @pytest.mark.parametrize('spec', SEGMENTED)
@@ -107,34 +122,38 @@ def test_a_packed_row_equals_each_document_alone(spec):
   for document in (1, 2, 3):
     at = np.flatnonzero(SEGMENTS[0] == document)
     alone = np.zeros((B, T, D), np.float32)
-    alone[0, :len(at)] = x[0, at]
+    alone[0, : len(at)] = x[0, at]
     segments = np.zeros((B, T), int)
-    segments[0, :len(at)] = 1
-    _table.close(packed[0, at], np.asarray(run(spec, jnp.asarray(alone), segments))[0, :len(at)])
+    segments[0, : len(at)] = 1
+    _table.close(packed[0, at], np.asarray(run(spec, jnp.asarray(alone), segments))[0, : len(at)])
 
 
 @pytest.mark.parametrize('spec', CAUSAL)
 def test_the_future_leaves_the_past_bit_equal(spec):
   x = _table.normal(B, T, D, seed=1)
   later = x.at[:, 6:].set(-3 * x[:, 6:])
-  _table.same(run(spec, x)[:, :6], run(spec, later)[:, :6])
+  segments = ONES if fact(spec, 'segments') else None
+  _table.same(run(spec, x, segments)[:, :6], run(spec, later, segments)[:, :6])
 
 
 @pytest.mark.parametrize('spec', SEGMENTED)
-@pytest.mark.parametrize('poison', [np.nan, np.inf])
-def test_padding_may_hold_anything_forward_and_backward(spec, poison):
+def test_padding_may_hold_anything_forward_and_backward(spec):
   module, _, variables = instance(spec)
   x, real = _table.normal(B, T, D, seed=1), jnp.asarray(SEGMENTS > 0)[..., None]
   ctx = _table.ctx(segments=SEGMENTS)
+
   @jax.jit
   def total(v, x):
     def f(v, x):
       y = module.apply(v, x, ctx)[0]
       return jnp.sum(jnp.where(real, jnp.sin(y), 0)), y
+
     return jax.value_and_grad(f, (0, 1), has_aux=True)(v, x)
-  clean, dirty = total(variables, jnp.where(real, x, 0)), total(variables, jnp.where(real, x, poison))
-  jax.tree.map(_table.same, dirty, clean)
-  assert all(np.isfinite(g).all() for g in jax.tree.leaves(dirty))
+
+  clean = total(variables, jnp.where(real, x, 0))
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(clean))
+  for poison in (np.nan, np.inf, 1e30):
+    jax.tree.map(_table.same, total(variables, jnp.where(real, x, poison)), clean)
 
 
 # ---- caches
@@ -154,20 +173,25 @@ def decode(spec, cache_part, x, blocks, segments=None, dtype=jnp.float32):
   out, start = [], 0
   for n in blocks:
     part = slice(start, start + n)
-    ctx = whole.replace(positions_BT=whole.positions_BT[:, part],
-                        segments_BT=None if segments is None else whole.segments_BT[:, part])
+    ctx = whole.replace(
+      positions_BT=whole.positions_BT[:, part],
+      segments_BT=None if segments is None else whole.segments_BT[:, part],
+    )
     y, cache = compiled_cached(spec)(variables, x[:, part], ctx, cache)
     out.append(y)
     start += n
   return jnp.concatenate(out, axis=1), cache
 
 
-PADDED = np.array([[1] * T, [0] * 3 + [1] * (T - 3)])  # prompts of unequal length are padded on the left
+PADDED = np.array(
+  [[1] * T, [0] * 3 + [1] * (T - 3)]
+)  # prompts of unequal length are padded on the left
 
 
-@pytest.mark.parametrize('spec', CACHED)
+@pytest.mark.parametrize(
+  'spec, segments', [pytest.param(s, PADDED, id=s) for s in CACHED] + plain(CACHED[0], CACHED[4])
+)
 @pytest.mark.parametrize('cache', _table.SPECS['cache'])
-@pytest.mark.parametrize('segments', [None, PADDED], ids=['full rows', 'left padding'])
 def test_cached_equals_full(spec, cache, segments):
   if _table.name(cache) == 'window' and fact(spec, 'window') is None:
     with pytest.raises(kinds.Unsupported, match='window'):
@@ -186,7 +210,11 @@ def test_a_bounded_cache_stays_small(spec):
   for cache in _table.SPECS['cache']:
     made = instance(spec)[0].init_cache(registry.make('cache', cache), B, 1000, D, jnp.float32)
     longest = max(max(a.shape, default=0) for a in jax.tree.leaves(made))
-    assert longest == (max(D, fact(spec, 'window')) if registry.make('cache', cache).fact('bounded') else 1000) or longest <= D
+    assert (
+      longest
+      == (max(D, fact(spec, 'window')) if registry.make('cache', cache).fact('bounded') else 1000)
+      or longest <= D
+    )
 
 
 @pytest.mark.parametrize('spec', CACHED[:1])
@@ -201,7 +229,9 @@ def test_a_mixer_that_cannot_decode_says_so(spec):
   module, _, variables = instance(spec)
   with pytest.raises(kinds.Unsupported):
     module.init_cache(registry.make('cache', 'full()'), B, T, D, jnp.float32)
-  cache = registry.make('cache', 'full()').obj(batch=B, length=T, heads=4, head_dim=8, dtype=jnp.float32, window=None)
+  cache = registry.make('cache', 'full()').obj(
+    batch=B, length=T, heads=4, head_dim=8, dtype=jnp.float32, window=None
+  )
   with pytest.raises(kinds.Unsupported):
     module.apply(variables, jnp.ones((B, T, D)), _table.ctx(), cache)
 
@@ -222,9 +252,17 @@ def turn(x_TK, positions, base=10_000.0, fraction=1.0, interleaved=False):
   size = int(x_TK.shape[-1] * fraction) // 2 * 2
   angles = positions[:, None] * base ** (-np.arange(0, size, 2) / size)
   turned, kept = x_TK[:, :size], x_TK[:, size:]
-  a, b = (turned[:, 0::2], turned[:, 1::2]) if interleaved else (turned[:, :size // 2], turned[:, size // 2:])
+  a, b = (
+    (turned[:, 0::2], turned[:, 1::2])
+    if interleaved
+    else (turned[:, : size // 2], turned[:, size // 2 :])
+  )
   z = (a + 1j * b) * np.exp(1j * angles)
-  pairs = np.stack([z.real, z.imag], -1).reshape(-1, size) if interleaved else np.concatenate([z.real, z.imag], -1)
+  pairs = (
+    np.stack([z.real, z.imag], -1).reshape(-1, size)
+    if interleaved
+    else np.concatenate([z.real, z.imag], -1)
+  )
   return np.concatenate([pairs, kept], -1)
 
 
@@ -235,21 +273,24 @@ def gqa(x, p, a, see, positions):
   groups = a['kv_heads'] or heads
   position = a['position'].name if a['position'] else 'rope'
   extra = dict(a['position'].args) if a['position'] and position == 'rope' else {}
+
   def project(name):
     return np.einsum('td,dhk->thk', x, p[name]['kernel']) + p[name].get('bias', 0.0)
+
   def prepare(z, norm):
     if a['qk_norm'] is not None:
-      z = z / np.sqrt(np.mean(z ** 2, -1, keepdims=True) + 1e-6) * p[norm]['scale']
+      z = z / np.sqrt(np.mean(z**2, -1, keepdims=True) + 1e-6) * p[norm]['scale']
     if position != 'rope':
       return z
     how = dict(fraction=extra.get('fraction', 1.0), interleaved=extra.get('pairs') == 'interleaved')
     return np.stack([turn(z[:, h], positions, **how) for h in range(z.shape[1])], 1)
+
   q, k, v = prepare(project('q'), 'norm_q'), prepare(project('k'), 'norm_k'), project('v')
   y = np.zeros_like(q)
   for h in range(heads):
     g = h // (heads // groups)
     for t in np.flatnonzero(see.any(1)):
-      logits = (a['scale'] or size ** -0.5) * k[:, g] @ q[t, h]
+      logits = (a['scale'] or size**-0.5) * k[:, g] @ q[t, h]
       if a['cap']:
         logits = a['cap'] * np.tanh(logits / a['cap'])
       if position == 'alibi':
@@ -270,7 +311,9 @@ def test_equals_the_float64_reference(spec):
   positions = np.tile(np.arange(T), (B, 1)) if segments is None else _table.positions_of(segments)
   p, real = _table.numpy64(instance(spec)[2]['params']), SEGMENTS > 0
   for b in range(B):
-    want = REFERENCES[_table.name(spec)](np.asarray(x[b], np.float64), p, _table.arguments('mixer', spec), see[b, :, b], positions[b])
+    want = REFERENCES[_table.name(spec)](
+      np.asarray(x[b], np.float64), p, _table.arguments('mixer', spec), see[b, :, b], positions[b]
+    )
     _table.close(np.asarray(y)[b][real[b]], want[real[b]], 5e-6)
 
 
@@ -281,7 +324,7 @@ def test_parameters_carry_facts_and_write_to_the_stream(spec):
   assert writers and all(l.fact.names[-1] == 'embed' for l in writers)
 
 
-@pytest.mark.parametrize('spec', ROWS[1:2] + ROWS[6:9])
+@pytest.mark.parametrize('spec', ROWS[6:9:2])
 def test_bfloat16_in_bfloat16_out(spec):
   x = _table.normal(B, T, D, seed=1).astype(jnp.bfloat16)
   y = run(spec, x)
@@ -293,20 +336,34 @@ def test_the_attention_scale_is_the_init_parts_unless_given():
   x = _table.normal(B, T, D, seed=1)
   module, _, variables = instance('gqa(head_dim=8)')
   mup = module.apply(variables, x, _table.ctx(init='mup(base_head_dim=4)'))[0]
-  by_hand = registry.make('mixer', 'gqa(head_dim=8, scale=0.25)')(parent=None).apply(variables, x, _table.ctx())[0]
+  by_hand = registry.make('mixer', 'gqa(head_dim=8, scale=0.25)')(parent=None).apply(
+    variables, x, _table.ctx()
+  )[0]
   _table.close(mup, by_hand, 1e-6)
   assert np.max(np.abs(mup - run('gqa(head_dim=8)', x))) > 1e-3
 
 
-@pytest.mark.parametrize('spec, word', [
-    ('gqa(head_dim=0)', 'head_dim=0'), ('gqa(window=0)', 'window=0'), ('gqa(heads=3, kv_heads=2)', 'kv_heads=2'),
-    ('gqa(cap=-1.0)', 'cap=-1.0'), ('gqa(scale=0.0)', 'scale=0.0'), ('gqa(kv_heads=-1)', 'kv_heads=-1')])
+@pytest.mark.parametrize(
+  'spec, word',
+  [
+    ('gqa(head_dim=0)', 'head_dim=0'),
+    ('gqa(window=0)', 'window=0'),
+    ('gqa(heads=3, kv_heads=2)', 'kv_heads=2'),
+    ('gqa(cap=-1.0)', 'cap=-1.0'),
+    ('gqa(scale=0.0)', 'scale=0.0'),
+    ('gqa(kv_heads=-1)', 'kv_heads=-1'),
+  ],
+)
 def test_arguments_that_make_no_sense_are_refused(spec, word):
   with pytest.raises(ValueError, match=word):
     registry.make('mixer', spec)
 
 
-@pytest.mark.parametrize('spec, word', [('gqa(head_dim=5)', 'width=32'), ('gqa(head_dim=8, kv_heads=3)', 'kv_heads=3')])
+@pytest.mark.parametrize(
+  'spec, word', [('gqa(head_dim=5)', 'width=32'), ('gqa(head_dim=8, kv_heads=3)', 'kv_heads=3')]
+)
 def test_sizes_that_do_not_divide_are_refused(spec, word):
   with pytest.raises(ValueError, match=word):
-    registry.make('mixer', spec)(parent=None).init(jax.random.key(0), jnp.ones((B, T, D)), _table.ctx())
+    registry.make('mixer', spec)(parent=None).init(
+      jax.random.key(0), jnp.ones((B, T, D)), _table.ctx()
+    )

@@ -1,4 +1,6 @@
-"""The contract of every mixture: weights of sum one, pure in the state, replay equal; bad weights refused."""
+"""The contract of every mixture: weights of sum one, pure in the state, replay equal; bad weights
+refused.
+"""
 
 import copy
 
@@ -10,8 +12,13 @@ from lmjax import specs
 from lmjax.data.mixtures import _weights
 
 # (arguments, whether the config may write weights); every registered mixture must be here.
-SPECS = (('static()', True), ('static()', False), ('temperature()', False), ('temperature(alpha=0.0)', False),
-         ('temperature(alpha=1)', False))
+SPECS = (
+  ('static()', True),
+  ('static()', False),
+  ('temperature()', False),
+  ('temperature(alpha=0.0)', False),
+  ('temperature(alpha=1)', False),
+)
 NAMES, TOKENS = ('a', 'b', 'c'), (1000, 50, 200_000)
 WRITTEN, NONE = (0.7, 0.1, 0.4), (None,) * 3
 
@@ -25,17 +32,21 @@ def test_contract(spec, written):
   part = registry.make('mixture', spec)()
   state = part.init(NAMES, WRITTEN if written else NONE, TOKENS)
   observed = [dict(losses=np.random.default_rng(i).random(3)) for i in range(5)]
+
   def replay(state):
     out = []
     for seen in observed:
       before = copy.deepcopy(state)
       new = part.update(state, seen)
-      assert all(np.array_equal(before[k], state[k]) for k in before), 'update must not write into the state'
+      assert all(np.array_equal(before[k], state[k]) for k in before), (
+        'update must not write into the state'
+      )
       state = new
       w = part.weights(state)
       assert w.shape == (3,) and np.all(w >= 0) and abs(w.sum() - 1) < 1e-12
       out.append(w)
     return np.array(out)
+
   assert np.array_equal(replay(state), replay(copy.deepcopy(state)))
   assert all(isinstance(v, np.ndarray) for v in state.values()), 'a checkpoint keeps arrays'
 

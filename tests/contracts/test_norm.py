@@ -1,4 +1,6 @@
-"""The contract of norms: declared invariances hold and undeclared do not; statistics in float32; facts; exact values and gradients."""
+"""The contract of norms: declared invariances hold and undeclared do not; statistics in float32;
+facts; exact values and gradients.
+"""
 
 import functools
 
@@ -14,7 +16,7 @@ SHAPE = (2, 3, 6)
 
 
 def rms_norm(x, p, a):
-  y = x / np.sqrt(np.mean(x ** 2, -1, keepdims=True) + a['eps'])
+  y = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + a['eps'])
   return y * p['scale'] if a['scale'] else y
 
 
@@ -42,8 +44,11 @@ def run(spec, x, variables=None):
 
 
 def reference(spec, x, variables):
-  return REFERENCES[_table.name(spec)](np.asarray(x, np.float64), _table.numpy64(variables).get('params', {}),
-                                       _table.arguments('norm', spec))
+  return REFERENCES[_table.name(spec)](
+    np.asarray(x, np.float64),
+    _table.numpy64(variables).get('params', {}),
+    _table.arguments('norm', spec),
+  )
 
 
 def test_no_part_is_missing():
@@ -58,19 +63,30 @@ def test_equals_the_float64_reference(spec):
 
 @each
 def test_gradient_equals_finite_differences_of_the_reference(spec):
-  x, c, variables = _table.normal(*SHAPE, seed=1) + 0.5, _table.normal(*SHAPE, seed=2), instance(spec)[2]
+  x, c, variables = (
+    _table.normal(*SHAPE, seed=1) + 0.5,
+    _table.normal(*SHAPE, seed=2),
+    instance(spec)[2],
+  )
   grads = jax.grad(lambda x, v: jnp.sum(run(spec, x, v) * c), (0, 1))(x, variables)
   c64 = np.asarray(c, np.float64)
-  _table.close(grads[0], _table.slope(lambda z: np.sum(reference(spec, z, variables) * c64), np.asarray(x, np.float64)), 1e-4)
+  _table.close(
+    grads[0],
+    _table.slope(lambda z: np.sum(reference(spec, z, variables) * c64), np.asarray(x, np.float64)),
+    1e-4,
+  )
   for key, value in _table.numpy64(variables).get('params', {}).items():
+
     def total(z, key=key):
       return np.sum(reference(spec, x, {'params': {**variables['params'], key: z}}) * c64)
+
     _table.close(grads[1]['params'][key], _table.slope(total, value), 1e-4)
 
 
 @each
-@pytest.mark.parametrize('fact, change', [
-    ('scale_invariant', lambda x: 8 * x), ('shift_invariant', lambda x: x + 5.0)])
+@pytest.mark.parametrize(
+  'fact, change', [('scale_invariant', lambda x: 8 * x), ('shift_invariant', lambda x: x + 5.0)]
+)
 def test_invariances_hold_exactly_where_declared(spec, fact, change):
   x = _table.normal(*SHAPE, seed=1, scale=1e3)  # large, so that eps does not matter
   if fact == 'shift_invariant':
@@ -82,9 +98,11 @@ def test_invariances_hold_exactly_where_declared(spec, fact, change):
 
 
 @each
-@pytest.mark.parametrize('dtype, bound', [('bfloat16', 2.0 ** -8), ('float16', 2.0 ** -11)])
+@pytest.mark.parametrize('dtype, bound', [('bfloat16', 2.0**-8), ('float16', 2.0**-11)])
 def test_low_precision_input_costs_one_rounding(spec, dtype, bound):
-  x = _table.normal(*SHAPE, seed=1, scale=2e3).astype(dtype)  # squares overflow in float16 unless statistics are float32
+  x = _table.normal(*SHAPE, seed=1, scale=2e3).astype(
+    dtype
+  )  # squares overflow in float16 unless statistics are float32
   y = run(spec, x)
   assert y.dtype == x.dtype
   want = reference(spec, np.asarray(x, np.float32), instance(spec)[2])

@@ -21,14 +21,19 @@ from lmjax import registry
 from lmjax.parallel.facts import Fact
 
 FACTS = {
-    'matrix': Fact(('embed', 'mlp'), ('embed',)),
-    'place': Fact(('position', 'embed'), ('position',), 'position'),
-    'inner_layers': Fact(('embed', 'layers', 'mlp'), ('embed',)),
-    'experts': Fact(('layers', 'expert', 'embed', 'mlp'), ('embed',)),
-    'gains': Fact(('layers', 'embed'), (), 'norm'),
+  'matrix': Fact(('embed', 'mlp'), ('embed',)),
+  'place': Fact(('position', 'embed'), ('position',), 'position'),
+  'inner_layers': Fact(('embed', 'layers', 'mlp'), ('embed',)),
+  'experts': Fact(('layers', 'expert', 'embed', 'mlp'), ('embed',)),
+  'gains': Fact(('layers', 'embed'), (), 'norm'),
 }
-SHAPES = {'matrix': (8, 4), 'place': (4, 8), 'inner_layers': (8, 3, 4), 'experts': (2, 2, 8, 4),
-          'gains': (3, 8)}
+SHAPES = {
+  'matrix': (8, 4),
+  'place': (4, 8),
+  'inner_layers': (8, 3, 4),
+  'experts': (2, 2, 8, 4),
+  'gains': (3, 8),
+}
 STACKED = {'inner_layers': (1,), 'experts': (0, 1), 'gains': (0,)}
 DECAYED = ('matrix', 'inner_layers', 'experts')
 
@@ -49,6 +54,7 @@ def ref_adam(a):
         top = a['b1'] * m / (1 - a['b1'] ** (t + 1)) + (1 - a['b1']) * x / (1 - a['b1'] ** t)
       out[k], s[k] = top / (np.sqrt(v / (1 - a['b2'] ** t)) + a['eps']), (m, v)
     return out
+
   return step
 
 
@@ -59,6 +65,7 @@ def ref_lion(a):
       m = s.get(k, np.zeros_like(x))
       out[k], s[k] = np.sign(a['b1'] * m + (1 - a['b1']) * x), a['b2'] * m + (1 - a['b2']) * x
     return out
+
   return step
 
 
@@ -67,18 +74,21 @@ def ref_sgd(a):
     for k, x in g.items():
       s[k] = a['momentum'] * s.get(k, 0) + x
     return {k: x + a['momentum'] * s[k] if a['nesterov'] else s[k] for k, x in g.items()}
+
   return step
 
 
 def ref_decay(a):
   return lambda t, g, p, s: {
-      k: x + a['rate'] * p[k] if a['only'] == 'all' or k in DECAYED else x for k, x in g.items()}
+    k: x + a['rate'] * p[k] if a['only'] == 'all' or k in DECAYED else x for k, x in g.items()
+  }
 
 
 def ref_clip(a):
   def step(t, g, p, s):
     norm = np.sqrt(sum(np.sum(x * x) for x in g.values()))
     return {k: x * min(1.0, a['norm'] / norm) for k, x in g.items()}
+
   return step
 
 
@@ -93,6 +103,7 @@ def ref_clip_update(a):
       for where, piece in pieces(k, x):
         out[k][where] = one(piece)
     return out
+
   return step
 
 
@@ -121,29 +132,58 @@ class Row:
 
 
 ROWS = {
-    'adam': Row(
-        {'adam()': 8, 'adam(b1=0.0, b2=0.5, eps=0.1)': 8, 'adam(nesterov=True)': 8,
-         'adam(mu_dtype="bfloat16")': 6, 'adam(mu_dtype="float32")': 8},
-        ref_adam,
-        {'adam(b1=1.0)': 'b1', 'adam(b1=-0.1)': 'b1', 'adam(b2=1)': 'b2',
-         'adam(eps=0.0)': 'eps', 'adam(eps=1e999)': 'eps', 'adam(mu_dtype="float16")': 'mu_dtype',
-         'adam(nesterov=1)': 'nesterov'}),
-    'lion': Row({'lion()': 4, 'lion(b1=0.95, b2=0.5)': 4}, ref_lion,
-                {'lion(b1=1.5)': 'b1', 'lion(b2=-1.0)': 'b2'}),
-    'sgd': Row(
-        {'sgd()': 0, 'sgd(momentum=0.9)': 4, 'sgd(momentum=0.9, nesterov=True)': 4}, ref_sgd,
-        {'sgd(momentum=1.0)': 'momentum', 'sgd(momentum=-0.5)': 'momentum',
-         'sgd(nesterov=True)': 'nesterov'}),
-    'decay': Row(
-        {'decay(rate=0.01)': 0, 'decay(rate=0.01, only="all")': 0, 'decay(rate=0.0)': 0}, ref_decay,
-        {'decay(rate=-0.1)': 'rate', 'decay(rate=1e999)': 'rate', 'decay(only="norms")': 'only'},
-        toy=('sgd() | {}', 0.1), moves=lambda a: a['rate'] > 0),
-    'clip': Row({'clip()': 0, 'clip(norm=12.5)': 0}, ref_clip,
-                {'clip(norm=0)': 'norm', 'clip(norm=-1.0)': 'norm', 'clip(norm=1e999)': 'norm'},
-                toy=('{} | sgd()', 0.2)),
-    'clip_update': Row({'clip_update()': 0, 'clip_update(rms=0.3)': 0}, ref_clip_update,
-                       {'clip_update(rms=0.0)': 'rms', 'clip_update(rms=-2)': 'rms'},
-                       toy=('sgd() | {}', 0.2)),
+  'adam': Row(
+    {
+      'adam()': 8,
+      'adam(b1=0.0, b2=0.5, eps=0.1)': 8,
+      'adam(nesterov=True)': 8,
+      'adam(mu_dtype="bfloat16")': 6,
+      'adam(mu_dtype="float32")': 8,
+    },
+    ref_adam,
+    {
+      'adam(b1=1.0)': 'b1',
+      'adam(b1=-0.1)': 'b1',
+      'adam(b2=1)': 'b2',
+      'adam(eps=0.0)': 'eps',
+      'adam(eps=1e999)': 'eps',
+      'adam(mu_dtype="float16")': 'mu_dtype',
+      'adam(nesterov=1)': 'nesterov',
+    },
+  ),
+  'lion': Row(
+    {'lion()': 4, 'lion(b1=0.95, b2=0.5)': 4},
+    ref_lion,
+    {'lion(b1=1.5)': 'b1', 'lion(b2=-1.0)': 'b2'},
+  ),
+  'sgd': Row(
+    {'sgd()': 0, 'sgd(momentum=0.9)': 4, 'sgd(momentum=0.9, nesterov=True)': 4},
+    ref_sgd,
+    {
+      'sgd(momentum=1.0)': 'momentum',
+      'sgd(momentum=-0.5)': 'momentum',
+      'sgd(nesterov=True)': 'nesterov',
+    },
+  ),
+  'decay': Row(
+    {'decay(rate=0.01)': 0, 'decay(rate=0.01, only="all")': 0, 'decay(rate=0.0)': 0},
+    ref_decay,
+    {'decay(rate=-0.1)': 'rate', 'decay(rate=1e999)': 'rate', 'decay(only="norms")': 'only'},
+    toy=('sgd() | {}', 0.1),
+    moves=lambda a: a['rate'] > 0,
+  ),
+  'clip': Row(
+    {'clip()': 0, 'clip(norm=12.5)': 0},
+    ref_clip,
+    {'clip(norm=0)': 'norm', 'clip(norm=-1.0)': 'norm', 'clip(norm=1e999)': 'norm'},
+    toy=('{} | sgd()', 0.2),
+  ),
+  'clip_update': Row(
+    {'clip_update()': 0, 'clip_update(rms=0.3)': 0},
+    ref_clip_update,
+    {'clip_update(rms=0.0)': 'rms', 'clip_update(rms=-2)': 'rms'},
+    toy=('sgd() | {}', 0.2),
+  ),
 }
 SPECS = [(name, spec) for name, row in ROWS.items() for spec in row.specs]
 each = pytest.mark.parametrize('name, spec', SPECS, ids=[s for _, s in SPECS])
@@ -221,8 +261,9 @@ def test_equals_a_float64_step(name, spec):
   for t, (g, u) in enumerate(zip([g() for g in GRADS], plain(spec)), 1):
     want = step(t, wide(g), p, memory)
     for k in want:
-      np.testing.assert_allclose(wide(u)[k], want[k], rtol=tol,
-                                 atol=tol * np.abs(want[k]).max(), err_msg=f'step {t} {k}')
+      np.testing.assert_allclose(
+        wide(u)[k], want[k], rtol=tol, atol=tol * np.abs(want[k]).max(), err_msg=f'step {t} {k}'
+      )
     p = {k: p[k] - 0.1 * want[k] for k in p}
 
 
@@ -230,10 +271,12 @@ def test_equals_a_float64_step(name, spec):
 def test_stacked_layers_equal_single_layers(name, spec):
   def split(tree):
     return {k: {str(n): x for n, (_, x) in enumerate(pieces(k, v))} for k, v in tree.items()}
+
   def alone(k):
     fact = FACTS[k]
     kept = tuple(n for i, n in enumerate(fact.names) if i not in STACKED.get(k, ()))
     return dataclasses.replace(fact, names=kept)
+
   params, grads = draw(0), [g() for g in GRADS]
   facts = {k: {n: alone(k) for n in v} for k, v in split(params).items()}
   single, _ = updates_of(chain(spec, facts), split(params), [split(g) for g in grads])
@@ -251,10 +294,12 @@ def toy():
   def losses(p):
     miss = x @ p['matrix'] + p['bias'] - y
     quadratic = jnp.sum(curvature * (p['point'] - target) ** 2)
-    return jnp.stack([quadratic, jnp.sum(miss ** 2) / len(x)]) / 2
+    return jnp.stack([quadratic, jnp.sum(miss**2) / len(x)]) / 2
+
   first = dict(point=jnp.zeros(8), matrix=jnp.zeros((8, 4)), bias=jnp.zeros(4))
-  facts = dict(point=Fact(('embed',), (), 'norm'), matrix=FACTS['matrix'],
-               bias=Fact(('mlp',), (), 'bias'))
+  facts = dict(
+    point=Fact(('embed',), (), 'norm'), matrix=FACTS['matrix'], bias=Fact(('mlp',), (), 'bias')
+  )
   return losses, first, facts
 
 
@@ -271,6 +316,7 @@ def test_converges(name, spec):
     u, s = tx.update(g, s, p, value=value, obj_fn=total, sample_fn=None, rng=jax.random.key(0))
     lr = peak * (1 - i / steps)
     return (jax.tree.map(lambda a, b: a - lr * b, p, u), s), losses(p)
+
   train = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), jnp.arange(steps)))
   (last, _), values = train(params)
   assert np.all(np.isfinite(values))
@@ -302,8 +348,10 @@ def test_dtypes_and_bytes_of_state(name, spec, dtype):
   leaves, size = jax.tree.leaves(state), lambda x: x.size * x.dtype.itemsize
   scalars = [x for x in leaves if x.ndim == 0]
   stored = sum(size(x) for x in leaves if x.ndim)
-  print(f'{spec} with {dtype} parameters: {stored / n:g} bytes a parameter, '
-        f'{sum(map(size, scalars))} more; {sorted({str(x.dtype) for x in leaves})}')
+  print(
+    f'{spec} with {dtype} parameters: {stored / n:g} bytes a parameter, '
+    f'{sum(map(size, scalars))} more; {sorted({str(x.dtype) for x in leaves})}'
+  )
   assert stored / n == ROWS[name].specs[spec]  # of bfloat16 parameters too: moments are float32
   assert len(scalars) <= 1
 
@@ -321,7 +369,7 @@ def test_low_precision_gradients_cost_one_rounding(name, spec):
     full, states[1] = update(raise_to(g), states[1], raise_to(params))
     for k in low:
       assert low[k].dtype == jnp.bfloat16
-      np.testing.assert_allclose(wide(low)[k], wide(full)[k], rtol=2.0 ** -8, atol=1e-30)
+      np.testing.assert_allclose(wide(low)[k], wide(full)[k], rtol=2.0**-8, atol=1e-30)
 
 
 @each

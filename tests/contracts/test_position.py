@@ -1,4 +1,6 @@
-"""The contract of positions: what is relative depends on distance alone; formulas and tables from the papers; refusals."""
+"""The contract of positions: what is relative depends on distance alone; formulas and tables from
+the papers; refusals.
+"""
 
 import functools
 import math
@@ -47,13 +49,17 @@ def test_relative_parts_depend_on_distance_alone(spec):
   """q.k plus the bias, and what is added to x, must not change when all positions move."""
   module, here, x = part(spec), ids(0, 1, 2, 5), _table.normal(1, 4, D)
   q, k = _table.normal(1, 4, 2, 16, seed=1), _table.normal(1, 4, 2, 16, seed=2)
+
   def see(p):
     logits = jnp.einsum('bthk,bshk->bhts', module.rotate(q, p), module.rotate(k, p))
     bias = module.bias(2, p, p)
     return np.asarray(logits if bias is None else logits + bias), np.asarray(add(spec, x, p))
+
   (logits, added), (logits_later, added_later) = see(here), see(here + 6)
   fact = registry.make('position', spec).fact
-  assert fact('relative') == (np.allclose(logits, logits_later, atol=1e-5) and np.array_equal(added, added_later))
+  assert fact('relative') == (
+    np.allclose(logits, logits_later, atol=1e-5) and np.array_equal(added, added_later)
+  )
   assert fact('added') == (not np.array_equal(added, np.asarray(x)))
 
 
@@ -110,7 +116,9 @@ def test_half_and_interleaved_are_the_same_up_to_the_order_of_coordinates():
   x, p = _table.normal(1, 3, 2, 16), ids(1, 5, 30)
   order = np.concatenate([np.arange(0, 16, 2), np.arange(1, 16, 2)])  # interleaved -> half
   half = part('rope()').rotate(x[..., order], p)
-  np.testing.assert_allclose(half, part('rope(pairs="interleaved")').rotate(x, p)[..., order], atol=1e-6)
+  np.testing.assert_allclose(
+    half, part('rope(pairs="interleaved")').rotate(x, p)[..., order], atol=1e-6
+  )
 
 
 def test_fraction_leaves_the_rest_of_each_head_alone():
@@ -130,11 +138,15 @@ def test_scaling_formulas():
   np.testing.assert_allclose(rope.rates(16, scaling='linear', **how), plain() / 4)
   ntk = rope.rates(16, scaling='ntk', **how)
   np.testing.assert_allclose(ntk, plain(base=10_000 * 4 ** (16 / 14)))
-  np.testing.assert_allclose([ntk[0], ntk[-1]], [1.0, plain()[-1] / 4])  # fast waves stay, the slowest is divided by the factor
+  np.testing.assert_allclose(
+    [ntk[0], ntk[-1]], [1.0, plain()[-1] / 4]
+  )  # fast waves stay, the slowest is divided by the factor
 
 
 def test_llama3_scaling_wave_by_wave():
-  """The published rule: waves longer than original/low are divided, shorter than original/high stay, linear between."""
+  """The published rule: waves longer than original/low are divided, shorter than original/high
+  stay, linear between.
+  """
   original, factor, low, high = 8192, 8.0, 1.0, 4.0
   want = []
   for r in plain(128, 500_000.0):
@@ -152,9 +164,17 @@ def test_llama3_scaling_wave_by_wave():
   assert {1.0, 0.125} < kinds_of_wave
 
 
-@pytest.mark.parametrize('spec, word', [
-    ('rope(base=1.0)', 'base=1.0'), ('rope(fraction=0.0)', 'fraction'), ('rope(fraction=1.5)', 'fraction'),
-    ('rope(factor=0.5)', 'factor'), ('rope(low=4.0, high=4.0)', 'low'), ('rope(scaling="yarn")', 'scaling')])
+@pytest.mark.parametrize(
+  'spec, word',
+  [
+    ('rope(base=1.0)', 'base=1.0'),
+    ('rope(fraction=0.0)', 'fraction'),
+    ('rope(fraction=1.5)', 'fraction'),
+    ('rope(factor=0.5)', 'factor'),
+    ('rope(low=4.0, high=4.0)', 'low'),
+    ('rope(scaling="yarn")', 'scaling'),
+  ],
+)
 def test_rope_refuses(spec, word):
   with pytest.raises(ValueError, match=word):
     registry.make('position', spec, length=LENGTH)
@@ -174,7 +194,7 @@ def test_alibi_slopes_of_the_paper():
   sixteen = [2 ** (-i / 2) for i in range(1, 17)]
   np.testing.assert_allclose(alibi.slopes(16), sixteen)
   np.testing.assert_allclose(alibi.slopes(12), eight + sixteen[0::2][:4])  # as in the paper's code
-  np.testing.assert_allclose(alibi.slopes(1), [2.0 ** -8])
+  np.testing.assert_allclose(alibi.slopes(1), [2.0**-8])
   assert all(len(alibi.slopes(h)) == h for h in range(1, 20))
 
 
@@ -188,17 +208,32 @@ def test_sinusoidal_table_of_the_paper():
   p = np.array([0, 1, 2, 50])
   want = np.zeros((4, D))
   for i in range(D // 2):
-    want[:, 2 * i], want[:, 2 * i + 1] = np.sin(p / 10_000 ** (2 * i / D)), np.cos(p / 10_000 ** (2 * i / D))
-  np.testing.assert_allclose(add('sinusoidal()', jnp.zeros((1, 4, D)), p[None])[0], 0.02 * want, atol=1e-6)
+    want[:, 2 * i], want[:, 2 * i + 1] = (
+      np.sin(p / 10_000 ** (2 * i / D)),
+      np.cos(p / 10_000 ** (2 * i / D)),
+    )
+  np.testing.assert_allclose(
+    add('sinusoidal()', jnp.zeros((1, 4, D)), p[None])[0], 0.02 * want, atol=1e-6
+  )
   odd = part('sinusoidal(scale=1.0)').apply({}, jnp.zeros((1, 1, 5)), _table.ctx(positions=ids(1)))
   assert odd.shape == (1, 1, 5)
 
 
 def test_learned_looks_positions_up_and_trains_only_those():
   table = instance('learned()')[2]['params']['table']
-  np.testing.assert_allclose(add('learned()', jnp.ones((1, 3, D)), ids(4, 0, 11))[0], 1 + table[jnp.array([4, 0, 11])], rtol=1e-6)
+  np.testing.assert_allclose(
+    add('learned()', jnp.ones((1, 3, D)), ids(4, 0, 11))[0],
+    1 + table[jnp.array([4, 0, 11])],
+    rtol=1e-6,
+  )
+
   def total(t):
-    return jnp.sum(instance('learned()')[0].apply({'params': {'table': t}}, jnp.ones((1, 2, D)), _table.ctx(positions=ids(3, 3))))
+    return jnp.sum(
+      instance('learned()')[0].apply(
+        {'params': {'table': t}}, jnp.ones((1, 2, D)), _table.ctx(positions=ids(3, 3))
+      )
+    )
+
   grad = np.asarray(jax.grad(total)(table))
   np.testing.assert_array_equal(grad.any(axis=-1), np.arange(LENGTH) == 3)
   assert np.all(grad[3] == 2)

@@ -1,4 +1,6 @@
-"""The contract of residuals: the layer equals its equation, signals grow over depth as the wiring says, aux and cache pass through."""
+"""The contract of residuals: the layer equals its equation, signals grow over depth as the wiring
+says, aux and cache pass through.
+"""
 
 import functools
 from typing import Any
@@ -20,11 +22,14 @@ class Mixer(nn.Module):
   @nn.compact
   def __call__(self, x, ctx, cache=None):
     y = params.dense(ctx, 'w', dict(embed=x.shape[-1]), dict(mlp=x.shape[-1]), role='residual')(x)
-    return y, None if cache is None else cache + 1, {'load': jnp.mean(x), 'loss/balance': jnp.sum(y)}
+    return (
+      y,
+      None if cache is None else cache + 1,
+      {'load': jnp.mean(x), 'loss/balance': jnp.sum(y)},
+    )
 
 
 class Ffn(nn.Module):
-
   @nn.compact
   def __call__(self, x, ctx):
     y = params.dense(ctx, 'w', dict(embed=x.shape[-1]), dict(mlp=x.shape[-1]), role='residual')(x)
@@ -51,12 +56,20 @@ def parallel(x, n1, n2, m, f, a):
 
 
 EQUATIONS = dict(pre=pre, post=post, parallel=parallel)
-GROWTH = dict(pre='linear', parallel='linear', post='flat')  # variance of the stream over depth at init
+GROWTH = dict(
+  pre='linear', parallel='linear', post='flat'
+)  # variance of the stream over depth at init
 each = pytest.mark.parametrize('spec', _table.SPECS['residual'])
 
 
 def layer(spec, norm='layer_norm()', **more):
-  handle = registry.make('residual', spec, mixer=part('mixer', Mixer), ffn=part('ffn', Ffn), norm=registry.make('norm', norm))
+  handle = registry.make(
+    'residual',
+    spec,
+    mixer=part('mixer', Mixer),
+    ffn=part('ffn', Ffn),
+    norm=registry.make('norm', norm),
+  )
   return handle(parent=None, **more)
 
 
@@ -83,8 +96,13 @@ def test_equals_its_equation_in_float64(spec):
   y, cache, _ = module.apply(variables, x, _table.ctx())
   p = _table.numpy64(variables['params'])
   want = EQUATIONS[_table.name(spec)](
-      np.asarray(x, np.float64), lambda z: layer_norm(z, p['norm_mixer']), lambda z: layer_norm(z, p['norm_ffn']),
-      lambda z: z @ p['mixer']['w']['kernel'], lambda z: z @ p['ffn']['w']['kernel'], _table.arguments('residual', spec))
+    np.asarray(x, np.float64),
+    lambda z: layer_norm(z, p['norm_mixer']),
+    lambda z: layer_norm(z, p['norm_ffn']),
+    lambda z: z @ p['mixer']['w']['kernel'],
+    lambda z: z @ p['ffn']['w']['kernel'],
+    _table.arguments('residual', spec),
+  )
   _table.close(y, want, 2e-6)
   assert cache is None
 
@@ -145,7 +163,8 @@ def test_variance_over_depth_at_init(spec):
 def test_zero_sublayers_leave_the_stream_alone_unless_it_is_normed(spec):
   module, variables = instance(spec)
   silent = jax.tree_util.tree_map_with_path(
-      lambda path, a: a * 0 if 'kernel' in jax.tree_util.keystr(path) else a, variables)
+    lambda path, a: a * 0 if 'kernel' in jax.tree_util.keystr(path) else a, variables
+  )
   x = _table.normal(2, 3, 8, seed=3)
   y = module.apply(silent, x, _table.ctx())[0]
   assert np.array_equal(y, x) == (GROWTH[_table.name(spec)] == 'linear')
@@ -157,13 +176,23 @@ def test_dropout_acts_in_training_only(spec):
   if 'dropout' not in dict(call.args):
     pytest.skip('this residual has no dropout')
   plain, variables = instance(spec)
-  module = registry.Part('residual', call.name, call.obj, tuple({**dict(call.args), 'dropout': 0.4}.items()))(
-      mixer=part('mixer', Mixer), ffn=part('ffn', Ffn), norm=registry.make('norm', 'layer_norm()'), parent=None)
+  module = registry.Part(
+    'residual', call.name, call.obj, tuple({**dict(call.args), 'dropout': 0.4}.items())
+  )(
+    mixer=part('mixer', Mixer),
+    ffn=part('ffn', Ffn),
+    norm=registry.make('norm', 'layer_norm()'),
+    parent=None,
+  )
   x = _table.normal(2, 3, 8, seed=3)
   calm = plain.apply(variables, x, _table.ctx())[0]
   _table.same(module.apply(variables, x, _table.ctx())[0], calm)
+
   def noisy(seed):
-    return module.apply(variables, x, _table.ctx(train=True), rngs={'dropout': jax.random.key(seed)})[0]
+    return module.apply(
+      variables, x, _table.ctx(train=True), rngs={'dropout': jax.random.key(seed)}
+    )[0]
+
   assert not np.allclose(noisy(0), calm) and not np.allclose(noisy(0), noisy(1))
   _table.same(noisy(0), noisy(0))
 
@@ -178,4 +207,6 @@ def test_dropout_keeps_the_mean_and_drops_the_declared_share(spec):
   full = module.apply(variables, x, ctx.replace(train=False))[0] - x
   kept = np.asarray(added != 0)
   assert abs(kept.mean() - 0.6) < 0.03
-  np.testing.assert_allclose(np.asarray(added)[kept], np.asarray(full)[kept] / 0.6, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(
+    np.asarray(added)[kept], np.asarray(full)[kept] / 0.6, rtol=1e-3, atol=1e-4
+  )

@@ -28,6 +28,7 @@ def decaying(shape, w, start, end, steps):
   def factor(s):
     u = min(1.0, max(0.0, (s - start) / (steps - start)))
     return warm(s, w) * (end + (1 - end) * shape(u))
+
   return factor
 
 
@@ -55,45 +56,78 @@ class Case:
 
 
 ROWS = {
-    'cosine': ({
-        'cosine()': Case(cosine(1, 0.1), 1, 1, 0.1),
-        'cosine(warmup=7, end=0.0)': Case(cosine(7, 0.0), 7, 7, 0.0),
-        'cosine(warmup=0.29, end=0.3)': Case(cosine(29, 0.3), 29, 29, 0.3),
-        'cosine(warmup=99)': Case(cosine(99, 0.1), 99, 99, 0.1),
-        'cosine(warmup=0, end=1.0)': Case(cosine(0, 1.0), 0, STEPS, 1.0)},
-        {'cosine(warmup=100)': 'warmup', 'cosine(warmup=-0.1)': 'warmup',
-         'cosine(warmup=2.5)': 'warmup', 'cosine(warmup=1e999)': 'warmup',
-         'cosine(end=1.1)': 'end', 'cosine(end=-0.1)': 'end'}),
-    'linear': ({
-        'linear(warmup=0.1)': Case(linear(10, 0.0), 10, 10, 0.0),
-        'linear(warmup=0, end=0.25)': Case(linear(0, 0.25), 0, 0, 0.25),
-        'linear(warmup=33, end=0.1)': Case(linear(33, 0.1), 33, 33, 0.1)},
-        {'linear(warmup=1e3)': 'warmup', 'linear(warmup=-1)': 'warmup', 'linear(end=2)': 'end'}),
-    'wsd': ({
-        'wsd()': Case(decaying(lambda u: 1 - u, 1, 80, 0.0, STEPS), 1, 80, 0.0),
-        'wsd(warmup=6, decay=30, shape="sqrt", end=0.1)':
-            Case(decaying(lambda u: 1 - math.sqrt(u), 6, 70, 0.1, STEPS), 6, 70, 0.1),
-        'wsd(warmup=0.3, decay=0.7)':
-            Case(decaying(lambda u: 1 - u, 30, 30, 0.0, STEPS), 30, 30, 0.0),
-        'wsd(warmup=0.0, decay=1)': Case(decaying(lambda u: 1 - u, 0, 99, 0.0, STEPS), 0, 99, 0.0),
-        'wsd(decay=0.001)': Case(decaying(lambda u: 1 - u, 1, 99, 0.0, STEPS), 1, 99, 0.0)},
-        {'wsd(decay=0.995)': 'decay', 'wsd(warmup=0.6, decay=0.5)': 'decay',
-         'wsd(warmup=0.804, decay=0.2)': 'decay', 'wsd(warmup=60, decay=41)': 'decay',
-         'wsd(decay=0)': 'decay', 'wsd(decay=-0.2)': 'decay', 'wsd(decay=101)': 'decay',
-         'wsd(decay=1.5)': 'decay',
-         'wsd(warmup=100)': 'warmup', 'wsd(end=1.5)': 'end', 'wsd(shape="square")': 'shape'}),
-    'inverse_sqrt': ({
-        'inverse_sqrt()': Case(noam(1), 1, 1, 0.1),
-        'inverse_sqrt(warmup=4)': Case(noam(4), 4, 4, 0.2, True),
-        'inverse_sqrt(warmup=0)': Case(noam(1), 0, 1, 0.1, True),
-        'inverse_sqrt(warmup=0.25, ramp="flat")': Case(noam(25, flat=True), 0, 25, 0.5)},
-        {'inverse_sqrt(warmup=200)': 'warmup', 'inverse_sqrt(warmup=-3)': 'warmup',
-         'inverse_sqrt(ramp="none")': 'ramp'}),
-    'constant': ({
-        'constant()': Case(lambda s: 1.0, 0, STEPS, 1.0, True),
-        'constant(warmup=0.2)': Case(lambda s: warm(s, 20), 20, STEPS, 1.0),
-        'constant(warmup=49)': Case(lambda s: warm(s, 49), 49, STEPS, 1.0, True)},
-        {'constant(warmup=1000)': 'warmup', 'constant(warmup=-0.5)': 'warmup'}),
+  'cosine': (
+    {
+      'cosine()': Case(cosine(1, 0.1), 1, 1, 0.1),
+      'cosine(warmup=7, end=0.0)': Case(cosine(7, 0.0), 7, 7, 0.0),
+      'cosine(warmup=0.29, end=0.3)': Case(cosine(29, 0.3), 29, 29, 0.3),
+      'cosine(warmup=99)': Case(cosine(99, 0.1), 99, 99, 0.1),
+      'cosine(warmup=0, end=1.0)': Case(cosine(0, 1.0), 0, STEPS, 1.0),
+    },
+    {
+      'cosine(warmup=100)': 'warmup',
+      'cosine(warmup=-0.1)': 'warmup',
+      'cosine(warmup=2.5)': 'warmup',
+      'cosine(warmup=1e999)': 'warmup',
+      'cosine(end=1.1)': 'end',
+      'cosine(end=-0.1)': 'end',
+    },
+  ),
+  'linear': (
+    {
+      'linear(warmup=0.1)': Case(linear(10, 0.0), 10, 10, 0.0),
+      'linear(warmup=0, end=0.25)': Case(linear(0, 0.25), 0, 0, 0.25),
+      'linear(warmup=33, end=0.1)': Case(linear(33, 0.1), 33, 33, 0.1),
+    },
+    {'linear(warmup=1e3)': 'warmup', 'linear(warmup=-1)': 'warmup', 'linear(end=2)': 'end'},
+  ),
+  'wsd': (
+    {
+      'wsd()': Case(decaying(lambda u: 1 - u, 1, 80, 0.0, STEPS), 1, 80, 0.0),
+      'wsd(warmup=6, decay=30, shape="sqrt", end=0.1)': Case(
+        decaying(lambda u: 1 - math.sqrt(u), 6, 70, 0.1, STEPS), 6, 70, 0.1
+      ),
+      'wsd(warmup=0.3, decay=0.7)': Case(
+        decaying(lambda u: 1 - u, 30, 30, 0.0, STEPS), 30, 30, 0.0
+      ),
+      'wsd(warmup=0.0, decay=1)': Case(decaying(lambda u: 1 - u, 0, 99, 0.0, STEPS), 0, 99, 0.0),
+      'wsd(decay=0.001)': Case(decaying(lambda u: 1 - u, 1, 99, 0.0, STEPS), 1, 99, 0.0),
+    },
+    {
+      'wsd(decay=0.995)': 'decay',
+      'wsd(warmup=0.6, decay=0.5)': 'decay',
+      'wsd(warmup=0.804, decay=0.2)': 'decay',
+      'wsd(warmup=60, decay=41)': 'decay',
+      'wsd(decay=0)': 'decay',
+      'wsd(decay=-0.2)': 'decay',
+      'wsd(decay=101)': 'decay',
+      'wsd(decay=1.5)': 'decay',
+      'wsd(warmup=100)': 'warmup',
+      'wsd(end=1.5)': 'end',
+      'wsd(shape="square")': 'shape',
+    },
+  ),
+  'inverse_sqrt': (
+    {
+      'inverse_sqrt()': Case(noam(1), 1, 1, 0.1),
+      'inverse_sqrt(warmup=4)': Case(noam(4), 4, 4, 0.2, True),
+      'inverse_sqrt(warmup=0)': Case(noam(1), 0, 1, 0.1, True),
+      'inverse_sqrt(warmup=0.25, ramp="flat")': Case(noam(25, flat=True), 0, 25, 0.5),
+    },
+    {
+      'inverse_sqrt(warmup=200)': 'warmup',
+      'inverse_sqrt(warmup=-3)': 'warmup',
+      'inverse_sqrt(ramp="none")': 'ramp',
+    },
+  ),
+  'constant': (
+    {
+      'constant()': Case(lambda s: 1.0, 0, STEPS, 1.0, True),
+      'constant(warmup=0.2)': Case(lambda s: warm(s, 20), 20, STEPS, 1.0),
+      'constant(warmup=49)': Case(lambda s: warm(s, 49), 49, STEPS, 1.0, True),
+    },
+    {'constant(warmup=1000)': 'warmup', 'constant(warmup=-0.5)': 'warmup'},
+  ),
 }
 SPECS = [(spec, case) for specs, _ in ROWS.values() for spec, case in specs.items()]
 BAD = [(spec, argument) for _, bad in ROWS.values() for spec, argument in bad.items()]
@@ -143,7 +177,7 @@ def test_boundaries_are_exact_at_awkward_numbers():
   """XLA divides arrays by a constant through its reciprocal; 1 - (1 - end) is not always end."""
   s = np.arange(130)
   for w in range(1, 129, 5):
-    assert np.all(make(f'constant(warmup={w})', 130)(s)[w - 1:] == 1), w
+    assert np.all(make(f'constant(warmup={w})', 130)(s)[w - 1 :] == 1), w
   for end in np.linspace(0.01, 0.99, 25):
     f = make(f'linear(warmup=0, end={end})', 130)
     assert f(0) == 1 and f(130) == np.float32(end), end
@@ -153,10 +187,10 @@ def test_boundaries_are_exact_at_awkward_numbers():
 def test_finite_within_0_and_1_and_monotone_on_both_sides(spec, case):
   y = np.asarray(jax.vmap(make(spec))(jnp.arange(3 * STEPS)))
   assert np.all(np.isfinite(y)) and np.all(y >= 0) and np.all(y <= 1)
-  assert np.all(np.diff(y[:case.warmup]) > 0)
-  assert np.all(np.diff(y[case.warmup:]) <= 1e-7)
+  assert np.all(np.diff(y[: case.warmup]) > 0)
+  assert np.all(np.diff(y[case.warmup :]) <= 1e-7)
   if case.warmup > 2:  # a straight line
-    np.testing.assert_allclose(np.diff(y[:case.warmup]), 1 / case.warmup, rtol=1e-4)
+    np.testing.assert_allclose(np.diff(y[: case.warmup]), 1 / case.warmup, rtol=1e-4)
 
 
 @each

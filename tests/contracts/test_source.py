@@ -1,4 +1,6 @@
-"""The contract of every source, on tiny made-up files: documents in order, the same each time, a fingerprint of contents."""
+"""The contract of every source, on tiny made-up files: documents in order, the same each time, a
+fingerprint of contents.
+"""
 
 import bz2
 import gzip
@@ -51,6 +53,7 @@ def write_files(folder, texts):
 
 def write_array_record(folder, texts, field=None):
   from array_record.python import array_record_module
+
   out = array_record_module.ArrayRecordWriter(str(folder / 'x.array_record'), 'group_size:1')
   for text in texts:
     out.write((json.dumps({field: text}) if field else text).encode())
@@ -79,14 +82,18 @@ def write_store(folder, docs):
 
 
 def write_npz(folder, docs):
-  np.savez(folder / 'x.npz', ids=np.concatenate(docs).astype(np.uint16), offsets=np.cumsum([0, *map(len, docs)]))
+  np.savez(
+    folder / 'x.npz',
+    ids=np.concatenate(docs).astype(np.uint16),
+    offsets=np.cumsum([0, *map(len, docs)]),
+  )
   return f'tokens(path={str(folder / "x.npz")!r})'
 
 
 def write_seqio(folder, docs):
-  pytest.importorskip('seqio', reason="seqio is in the extra lmjax[seqio]")
+  pytest.importorskip('seqio', reason='seqio is in the extra lmjax[seqio]')
   name = f'made_up_{abs(hash(str(folder)))}_{abs(hash(str(docs)))}'
-  (folder / f'{name}.py').write_text(f'''
+  (folder / f'{name}.py').write_text(f"""
 import seqio
 import tensorflow as tf
 
@@ -99,22 +106,32 @@ def make(split, shuffle_files=False, seed=None):
 seqio.TaskRegistry.add(
     {name!r}, source=seqio.FunctionDataSource(make, splits=['train']), preprocessors=[],
     output_features=dict(targets=seqio.Feature(seqio.PassThroughVocabulary(260), add_eos=False)))
-''')
+""")
   if str(folder) not in sys.path:
     sys.path.insert(0, str(folder))
   return f'seqio_task(task={name!r}, module={name!r})'
 
 
-# name -> (how to write a file of documents and the spec that reads it, the documents); every registered source must be here.
+# name -> (how to write a file of documents and the spec that reads it, the documents); every
+# registered source must be here.
 EXAMPLES = {
-    'text': [(write_text, TEXTS), (write_files, [t or ' ' for t in TEXTS]),
-             *[((lambda f, t, s=s: write_text(f, t, s)), TEXTS) for s in ('.gz', '.xz', '.bz2', '.zst')]],
-    'jsonl': [(write_jsonl, TEXTS), *[((lambda f, t, s=s: write_jsonl(f, t, s)), TEXTS) for s in ('.gz', '.xz', '.zst')]],
-    'arrayrecord': [(write_array_record, TEXTS), (lambda f, t: write_array_record(f, t, 'body'), TEXTS)],
-    'hf': [(write_saved, TEXTS), (write_parquet, TEXTS)],
-    'tokens': [(write_store, IDS), (write_npz, IDS)],
-    'seqio_task': [(write_seqio, IDS)],
-    'shakespeare': [],  # bundled; see below
+  'text': [
+    (write_text, TEXTS),
+    (write_files, [t or ' ' for t in TEXTS]),
+    *[((lambda f, t, s=s: write_text(f, t, s)), TEXTS) for s in ('.gz', '.xz', '.bz2', '.zst')],
+  ],
+  'jsonl': [
+    (write_jsonl, TEXTS),
+    *[((lambda f, t, s=s: write_jsonl(f, t, s)), TEXTS) for s in ('.gz', '.xz', '.zst')],
+  ],
+  'arrayrecord': [
+    (write_array_record, TEXTS),
+    (lambda f, t: write_array_record(f, t, 'body'), TEXTS),
+  ],
+  'hf': [(write_saved, TEXTS), (write_parquet, TEXTS)],
+  'tokens': [(write_store, IDS), (write_npz, IDS)],
+  'seqio_task': [(write_seqio, IDS)],
+  'shakespeare': [],  # bundled; see below
 }
 CASES = [(name, i) for name, rows in EXAMPLES.items() for i in range(len(rows))]
 
@@ -151,9 +168,14 @@ def test_fingerprint_is_of_contents_not_of_paths(name, i, tmp_path):
   folders = [tmp_path / n for n in 'abc']
   for folder in folders:
     folder.mkdir()
-  first, changed = (source(write(f, d)).fingerprint() for f, d in zip(folders[1:], (documents, other)))
+  first, changed = (
+    source(write(f, d)).fingerprint() for f, d in zip(folders[1:], (documents, other))
+  )
   assert first != changed
-  if name in ('seqio_task', 'hf'):  # seqio: a task has a name; datasets writes a random fingerprint into its own files
+  if name in (
+    'seqio_task',
+    'hf',
+  ):  # seqio: a task has a name; datasets writes a random fingerprint into its own files
     return
   shutil.rmtree(folders[0])
   shutil.copytree(folders[1], folders[0])
@@ -186,11 +208,17 @@ def test_shakespeare():
   assert text['train'] + text['valid'] == text['all'] and text['all'].startswith('First Citizen:\n')
   assert len({p.fingerprint() for p in parts.values()}) == 3
   assert len(''.join(source('shakespeare(split="valid", valid_fraction=0.5)'))) == 557_697
-  for bad in ('shakespeare(split="test")', 'shakespeare(valid_fraction=1.0)', 'shakespeare(valid_fraction=0)'):
+  for bad in (
+    'shakespeare(split="test")',
+    'shakespeare(valid_fraction=1.0)',
+    'shakespeare(valid_fraction=0)',
+  ):
     with pytest.raises(specs.SpecError):
       registry.make('source', bad)
 
 
 def test_shakespeare_is_the_public_file(test_data):
-  with lzma.open(test_data / 'lm/tinyshakespeare/input.txt.xz', 'rt', encoding='utf-8', newline='') as f:
+  with lzma.open(
+    test_data / 'lm/tinyshakespeare/input.txt.xz', 'rt', encoding='utf-8', newline=''
+  ) as f:
     assert f.read() == ''.join(source('shakespeare(split="all")'))

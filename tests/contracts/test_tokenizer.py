@@ -189,19 +189,28 @@ def test_trained_vocabulary_has_the_size_asked_and_is_deterministic(tmp_path):
     def broken():
       yield TEXT
       raise ValueError('no file b.txt')
+
     with pytest.raises(ValueError, match='no file b.txt'):
       train(broken(), 320)
 
 
-@pytest.mark.parametrize('name', [
-    n for n in ROWS if 'path' in registry.signature(registry.get('tokenizer', n))])
+@pytest.mark.parametrize(
+  'name', [n for n in ROWS if 'path' in registry.signature(registry.get('tokenizer', n))]
+)
 def test_bad_files(tmp_path, name):
   path = tmp_path / 'vocabulary'
   with pytest.raises(ValueError, match=f'no file {path}'):
     make(f'{name}(path="{path}")')
   packed = lzma.compress(os.urandom(2000))
-  for data in (packed[:-20], packed[:100], b'\x80\x04K\x01.', b'[1, 2]', b'{"model"',
-               os.urandom(500), b''):
+  for data in (
+    packed[:-20],
+    packed[:100],
+    b'\x80\x04K\x01.',
+    b'[1, 2]',
+    b'{"model"',
+    os.urandom(500),
+    b'',
+  ):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=str(path)) as e:
       make(f'{name}(path="{path}")')
@@ -210,7 +219,7 @@ def test_bad_files(tmp_path, name):
 
 def test_bytes_ids():
   tok = make('bytes()')
-  assert tok.encode('é\n').tolist() == [0xc3, 0xa9, 10]
+  assert tok.encode('é\n').tolist() == [0xC3, 0xA9, 10]
   assert (tok.vocab_size, tok.bos, tok.eos, tok.pad, tok.mask) == (260, 256, 257, 258, 259)
   bare = make('bytes(specials=False)')
   assert (bare.vocab_size, bare.bos, bare.eos, bare.pad, bare.mask) == (256, None, None, None, None)

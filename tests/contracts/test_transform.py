@@ -1,4 +1,6 @@
-"""The contract of every transform: pure in (row, seed), shape and padding kept, tokens conserved where declared."""
+"""The contract of every transform: pure in (row, seed), shape and padding kept, tokens conserved
+where declared.
+"""
 
 import copy
 
@@ -9,7 +11,12 @@ from lmjax import registry
 from lmjax import specs
 
 # Every registered transform must be here, at a strength that shows.
-SPECS = ('reverse_documents()', 'reverse_documents(rate=1.0)', 'token_noise(rate=0.5)', 'token_noise()')
+SPECS = (
+  'reverse_documents()',
+  'reverse_documents(rate=1.0)',
+  'token_noise(rate=0.5)',
+  'token_noise()',
+)
 SEGMENTS = np.repeat([1, 2, 3, 4, 0], [20, 1, 30, 33, 16]).astype(np.int32)
 
 
@@ -29,7 +36,9 @@ def row(tok, seed=0):
   tokens[ends[[0, 2]]] = tok.eos
   tokens[[0, 21]] = tok.bos
   positions = np.concatenate([np.arange(n) for n in (20, 1, 30, 33)] + [np.zeros(16)])
-  return dict(tokens=tokens.astype(np.int32), segments=SEGMENTS.copy(), positions=positions.astype(np.int32))
+  return dict(
+    tokens=tokens.astype(np.int32), segments=SEGMENTS.copy(), positions=positions.astype(np.int32)
+  )
 
 
 def test_every_transform_is_tried():
@@ -40,8 +49,14 @@ def test_every_transform_is_tried():
 def test_contract(spec, tok):
   part, given = make(spec, tok), row(tok)
   kept = copy.deepcopy(given)
-  a, b, other = part(given, 5), make(spec, tok)(copy.deepcopy(given), 5), [part(given, s)['tokens'] for s in range(20)]
-  assert all(np.array_equal(kept[k], given[k]) for k in kept), 'the row that came in is not written to'
+  a, b, other = (
+    part(given, 5),
+    make(spec, tok)(copy.deepcopy(given), 5),
+    [part(given, s)['tokens'] for s in range(20)],
+  )
+  assert all(np.array_equal(kept[k], given[k]) for k in kept), (
+    'the row that came in is not written to'
+  )
   assert all(np.array_equal(a[k], b[k]) for k in kept), 'the same row and seed give the same'
   if 'rate=1.0' not in spec:
     assert len({t.tobytes() for t in other}) > 1, 'another seed gives another row'
@@ -54,8 +69,10 @@ def test_contract(spec, tok):
 @pytest.mark.parametrize('spec', SPECS)
 def test_conservation_as_declared(spec, tok):
   part, given = make(spec, tok), row(tok)
+
   def contents(r):
     return [sorted(r['tokens'][SEGMENTS == s].tolist()) for s in range(1, 5)]
+
   same = [contents(part(given, s)) == contents(given) for s in range(10)]
   assert all(same) if part.conserves else not any(same)
 
@@ -71,7 +88,9 @@ def test_reverse_by_hand(tok):
 
 def test_reverse_rate(tok):
   part, given = make('reverse_documents(rate=0.3)', tok), row(tok)
-  hits = [not np.array_equal(part(given, s)['tokens'][51:84], given['tokens'][51:84]) for s in range(600)]
+  hits = [
+    not np.array_equal(part(given, s)['tokens'][51:84], given['tokens'][51:84]) for s in range(600)
+  ]
   assert 0.24 < np.mean(hits) < 0.36
 
 
@@ -79,7 +98,9 @@ def test_noise_rate_and_specials(tok):
   part, given = make('token_noise(rate=0.2)', tok), row(tok)
   out = np.array([part(given, s)['tokens'] for s in range(400)])
   ordinary = (SEGMENTS > 0) & (given['tokens'] < 256)
-  assert np.array_equal(out[:, ~ordinary], np.tile(given['tokens'][~ordinary], (400, 1))), 'specials and padding stay'
+  assert np.array_equal(out[:, ~ordinary], np.tile(given['tokens'][~ordinary], (400, 1))), (
+    'specials and padding stay'
+  )
   changed = (out != given['tokens'])[:, ordinary].mean()
   assert abs(changed - 0.2 * 255 / 256) < 0.01
   drawn = out[:, ordinary][(out != given['tokens'])[:, ordinary]]

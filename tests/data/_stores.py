@@ -9,7 +9,9 @@ def documents(lengths, first: int = 0) -> store.TokenStore:
   """Documents whose ids are all different, so that a lost or invented token shows."""
   ids = first + np.arange(int(np.sum(lengths)), dtype=np.uint32)
   offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-  return store.TokenStore(ids, offsets, fingerprint=store.fingerprint_of(ids, offsets), name='made up')
+  return store.TokenStore(
+    ids, offsets, fingerprint=store.fingerprint_of(ids, offsets), name='made up'
+  )
 
 
 def lengths(seed: int, count: int, mean: float = 12.0, empty: bool = True) -> np.ndarray:

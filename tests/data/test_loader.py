@@ -16,8 +16,15 @@ WIDTH = 24
 
 def make_plan(pack='concat()', rows_per_step=8, lookahead=1, seed=0):
   stores = [documents(lengths(i, 60), first=100_000 * i) for i in range(3)]
-  return plan.Plan(stores, pack=registry.make('pack', pack)(), weights=(0.5, 0.3, 0.2), seed=seed,
-                   row_tokens=WIDTH - lookahead, lookahead=lookahead, rows_per_step=rows_per_step)
+  return plan.Plan(
+    stores,
+    pack=registry.make('pack', pack)(),
+    weights=(0.5, 0.3, 0.2),
+    seed=seed,
+    row_tokens=WIDTH - lookahead,
+    lookahead=lookahead,
+    rows_per_step=rows_per_step,
+  )
 
 
 def equal(a, b):
@@ -29,7 +36,9 @@ def test_batch_is_what_the_plan_says(pack):
   p = make_plan(pack)
   batch = loader.Loader(p)[5]
   assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
-      **{k: ((8, WIDTH), np.int32) for k in ('tokens', 'segments', 'positions')}, 'source': ((8,), np.int32)}
+    **{k: ((8, WIDTH), np.int32) for k in ('tokens', 'segments', 'positions')},
+    'source': ((8,), np.int32),
+  }
   for i, row in enumerate(p.rows(5)):
     tokens, segments, positions = [], [], []
     for k, (d, a, b) in enumerate(row.spans):
@@ -46,8 +55,12 @@ def test_batch_is_what_the_plan_says(pack):
 def test_unmasked_documents_are_one():
   p = make_plan('best_fit()')
   masked, joined = (
-      {k: np.concatenate([load[s][k] for s in range(12)]) for k in ('tokens', 'segments', 'positions')}
-      for load in (loader.Loader(p), loader.Loader(p, documents_masked=False)))
+    {
+      k: np.concatenate([load[s][k] for s in range(12)])
+      for k in ('tokens', 'segments', 'positions')
+    }
+    for load in (loader.Loader(p), loader.Loader(p, documents_masked=False))
+  )
   real = masked['segments'] > 0
   assert real.any() and not real.all() and masked['segments'].max() > 1
   assert np.array_equal(joined['tokens'], masked['tokens'])
@@ -62,7 +75,10 @@ def test_any_number_of_hosts_sees_the_same_batch(hosts, pack):
   tok = registry.make('tokenizer', 'bytes()')()
   noise = [('noise', registry.make('transform', 'token_noise(rate=0.5)', tokenizer=tok)())]
   whole = loader.Loader(make_plan(pack), transforms=noise)
-  parts = [loader.Loader(make_plan(pack), transforms=noise, host_index=h, host_count=hosts) for h in range(hosts)]
+  parts = [
+    loader.Loader(make_plan(pack), transforms=noise, host_index=h, host_count=hosts)
+    for h in range(hosts)
+  ]
   for step in (0, 1, 7, 400):
     want = whole[step]
     got = {k: np.concatenate([part[step][k] for part in parts]) for k in want}
@@ -76,7 +92,9 @@ def test_hosts_must_divide():
 
 @pytest.mark.parametrize('first', [0, 3, 37])
 def test_restart_continues_exactly(first):
-  """A fresh process that starts at a step gives what an unbroken one gives there, over an epoch's end."""
+  """A fresh process that starts at a step gives what an unbroken one gives there, over an epoch's
+  end.
+  """
   unbroken = loader.Loader(make_plan()).iterate(0)
   want = [next(unbroken) for _ in range(50)]
   restarted = loader.Loader(make_plan()).iterate(first, threads=3, prefetch=5)
@@ -108,14 +126,18 @@ def test_documents_name_what_a_step_held():
   record = loader.Loader(p, host_index=1, host_count=2).documents(4)
   assert len(record) == 8, 'all rows, also those of other hosts'
   row = p.rows(4)[3]
-  assert record[3] == dict(source=p.names[row.source], epoch=row.epoch, row=row.row, spans=row.spans.tolist())
+  assert record[3] == dict(
+    source=p.names[row.source], epoch=row.epoch, row=row.row, spans=row.spans.tolist()
+  )
 
 
 def test_transforms_follow_the_stream_seed_and_row():
   seen = []
+
   def spy(row, seed):
     seen.append(seed)
     return {**row, 'tokens': row['tokens'] + 1, 'extra': row['tokens'][:2]}
+
   p = make_plan()
   load = loader.Loader(p, transforms=[('spy', spy), ('spy_2', spy)])
   batch = load[3]
@@ -134,5 +156,6 @@ def test_transforms_follow_the_stream_seed_and_row():
 def test_an_error_while_reading_ahead_is_raised():
   def broken(row, seed):
     raise ValueError('broken on purpose')
+
   with pytest.raises(ValueError, match='broken on purpose'):
     next(loader.Loader(make_plan(), transforms=[('broken', broken)]).iterate())

@@ -60,15 +60,24 @@ def test_keys_differ():
 
 def test_pinned():
   """These values order the data of every run; a change here changes runs that exist."""
-  assert Permutation(1000, permutation.key(7, 'rows', 2))[np.arange(6)].tolist() == [870, 958, 213, 122, 333, 578]
+  assert Permutation(1000, permutation.key(7, 'rows', 2))[np.arange(6)].tolist() == [
+    870,
+    958,
+    213,
+    122,
+    333,
+    578,
+  ]
 
 
 def mixing(order: np.ndarray) -> tuple[float, float]:
-  """(correlation of neighbours' steps, largest chi-square per degree of freedom of buckets over batches)."""
+  """(correlation of neighbours' steps, largest chi-square per degree of freedom of buckets over
+  batches).
+  """
   n = len(order)
   steps = np.diff(order) % n
   lag = abs(np.corrcoef(order[1:], order[:-1])[0, 1]) + abs(steps.std() / (n / np.sqrt(12)) - 1)
-  buckets = (order * 16 // n)[:n // 512 * 512].reshape(-1, 512)
+  buckets = (order * 16 // n)[: n // 512 * 512].reshape(-1, 512)
   counts = np.stack([(buckets == b).sum(1) for b in range(16)], axis=1)
   chi2 = ((counts - 32.0) ** 2 / 32.0).sum(1) / 15
   return lag, abs(chi2.mean() - 1)

@@ -1,4 +1,6 @@
-"""The plan: exact quotas in closed form, nothing lost or repeated, a pure function of seed and step."""
+"""The plan: exact quotas in closed form, nothing lost or repeated, a pure function of seed and
+step.
+"""
 
 import fractions
 
@@ -13,10 +15,26 @@ from lmjax.data import plan
 SIZES = (300, 900, 150)
 
 
-def make(weights=(0.5, 0.3, 0.2), seed=0, pack='concat()', sizes=SIZES, rows_per_step=8, row_tokens=16, lookahead=1):
+def make(
+  weights=(0.5, 0.3, 0.2),
+  seed=0,
+  pack='concat()',
+  sizes=SIZES,
+  rows_per_step=8,
+  row_tokens=16,
+  lookahead=1,
+):
   stores = [documents(lengths(i, n // 10), first=10_000 * i) for i, n in enumerate(sizes)]
-  return plan.Plan(stores, pack=registry.make('pack', pack)(), weights=weights, seed=seed, row_tokens=row_tokens,
-                   lookahead=lookahead, rows_per_step=rows_per_step, names=[f's{i}' for i in range(len(sizes))])
+  return plan.Plan(
+    stores,
+    pack=registry.make('pack', pack)(),
+    weights=weights,
+    seed=seed,
+    row_tokens=row_tokens,
+    lookahead=lookahead,
+    rows_per_step=rows_per_step,
+    names=[f's{i}' for i in range(len(sizes))],
+  )
 
 
 def brute_force(p, rows):
@@ -29,21 +47,29 @@ def brute_force(p, rows):
   return out
 
 
-@pytest.mark.parametrize('weights', [(0.5, 0.3, 0.2), (1, 1, 1), (0.001, 0.998, 0.001), (3, 1e-6, 7)])
+@pytest.mark.parametrize(
+  'weights', [(0.5, 0.3, 0.2), (1, 1, 1), (0.001, 0.998, 0.001), (3, 1e-6, 7)]
+)
 def test_closed_form_is_counting(weights):
   p = make(weights)
   rows = 3 * p.cell + 17
   assert [p.place(r) for r in range(rows)] == brute_force(p, rows)
 
 
-@pytest.mark.parametrize('weights', [(0.5, 0.3, 0.2), (1 / 3, 1 / 3, 1 / 3), (0.0007, 0.0003, 0.999)])
+@pytest.mark.parametrize(
+  'weights', [(0.5, 0.3, 0.2), (1 / 3, 1 / 3, 1 / 3), (0.0007, 0.0003, 0.999)]
+)
 def test_quotas_are_exact(weights):
-  """After each cell each source has its share to a row; the heaviest to as many rows as there are other sources."""
+  """After each cell each source has its share to a row; the heaviest to as many rows as there are
+  other sources.
+  """
   p, seen = make(weights), np.zeros(3, int)
   w = np.array(weights) / sum(weights)
   heaviest = int(np.argmax(w))
   for cell in range(40):
-    seen += np.bincount([p.place(r)[0] for r in range(cell * p.cell, (cell + 1) * p.cell)], minlength=3)
+    seen += np.bincount(
+      [p.place(r)[0] for r in range(cell * p.cell, (cell + 1) * p.cell)], minlength=3
+    )
     error = seen - w * (cell + 1) * p.cell
     for s in range(3):
       assert abs(error[s]) <= (2 if s == heaviest else 1) + 1e-3, (cell, seen)
@@ -54,8 +80,15 @@ def test_quotas_are_exact(weights):
 def test_many_light_sources(first):
   """Rounding of all the others never drives the one that takes the remainder below zero."""
   n = 40
-  p = plan.Plan([documents([40]) for _ in range(n)], pack=registry.make('pack', 'concat()')(), row_tokens=16, lookahead=1,
-                rows_per_step=8, seed=1, weights=[first] + [1.0] * (n - 1))
+  p = plan.Plan(
+    [documents([40]) for _ in range(n)],
+    pack=registry.make('pack', 'concat()')(),
+    row_tokens=16,
+    lookahead=1,
+    rows_per_step=8,
+    seed=1,
+    weights=[first] + [1.0] * (n - 1),
+  )
   assert sum(p.counts(5 * p.cell)) == 5 * p.cell
   assert [p.place(r) for r in range(p.cell)] == brute_force(p, p.cell)
 
@@ -92,8 +125,13 @@ def test_cell_is_mixed():
 
 def test_one_source_keeps_its_order():
   p = make((1.0,), pack='concat(shuffle=False)', sizes=(900,))
-  tokens = np.concatenate([p.stores[0].tokens[p.stores[0].offsets[d] + a:p.stores[0].offsets[d] + b]
-                           for r in range(p.rows_per_epoch[0]) for d, a, b in inputs(p, r)])
+  tokens = np.concatenate(
+    [
+      p.stores[0].tokens[p.stores[0].offsets[d] + a : p.stores[0].offsets[d] + b]
+      for r in range(p.rows_per_epoch[0])
+      for d, a, b in inputs(p, r)
+    ]
+  )
   assert np.array_equal(tokens, p.stores[0].tokens)
 
 
@@ -105,7 +143,9 @@ def inputs(p, r):
 
 
 def test_each_token_once_an_epoch_in_a_mixture():
-  """Over whole epochs of a source each of its tokens is an input once an epoch, whatever is mixed in."""
+  """Over whole epochs of a source each of its tokens is an input once an epoch, whatever is mixed
+  in.
+  """
   p = make((0.2, 0.7, 0.1))
   epochs = 3
   want = [epochs * n for n in p.rows_per_epoch]
@@ -117,7 +157,7 @@ def test_each_token_once_an_epoch_in_a_mixture():
       assert row.epoch == done[row.source] // p.rows_per_epoch[row.source]
       offsets = p.stores[row.source].offsets
       for d, a, b in inputs(p, r):
-        counts[row.source][offsets[d] + a:offsets[d] + b] += 1
+        counts[row.source][offsets[d] + a : offsets[d] + b] += 1
       done[row.source] += 1
     r += 1
   for c in counts:
@@ -127,6 +167,7 @@ def test_each_token_once_an_epoch_in_a_mixture():
 def test_pure_in_seed_and_step():
   def tokens(p, step):
     return [(r.source, r.epoch, r.row, r.spans.tolist()) for r in p.rows(step)]
+
   a, b = make(seed=1), make(seed=1)
   backwards = [tokens(b, s) for s in reversed(range(30))][::-1]
   assert [tokens(a, s) for s in range(30)] == backwards, 'the order of asking must not matter'
@@ -154,13 +195,29 @@ def test_bad_weights(bad):
 
 def test_too_small_a_source_is_named():
   with pytest.raises(ValueError, match=r'source s1: 12 tokens do not fill one row of 16 \+ 1'):
-    plan.Plan([documents([40]), documents([12])], pack=registry.make('pack', 'concat()')(), row_tokens=16, lookahead=1,
-              rows_per_step=2, seed=0, names=['s0', 's1'])
+    plan.Plan(
+      [documents([40]), documents([12])],
+      pack=registry.make('pack', 'concat()')(),
+      row_tokens=16,
+      lookahead=1,
+      rows_per_step=2,
+      seed=0,
+      names=['s0', 's1'],
+    )
 
 
 def test_fingerprint_covers_what_decides_the_tokens():
-  changes = [dict(), dict(seed=1), dict(weights=(0.5, 0.2, 0.3)), dict(pack='best_fit()'), dict(pack='concat(shuffle=False)'),
-             dict(row_tokens=17), dict(lookahead=0), dict(rows_per_step=4), dict(sizes=(300, 910, 150))]
+  changes = [
+    dict(),
+    dict(seed=1),
+    dict(weights=(0.5, 0.2, 0.3)),
+    dict(pack='best_fit()'),
+    dict(pack='concat(shuffle=False)'),
+    dict(row_tokens=17),
+    dict(lookahead=0),
+    dict(rows_per_step=4),
+    dict(sizes=(300, 910, 150)),
+  ]
   prints = [make(**c).fingerprint() for c in changes]
   assert len(set(prints)) == len(changes)
   assert make().fingerprint() == prints[0]

@@ -1,4 +1,6 @@
-"""`python -m lmjax.data.prepare`: the same bytes for any number of workers, and nothing overwritten."""
+"""`python -m lmjax.data.prepare`: the same bytes for any number of workers, and nothing
+overwritten.
+"""
 
 import json
 import random
@@ -21,7 +23,12 @@ def source(tmp_path):
 def test_workers_do_not_change_the_result(tmp_path, source, capsys):
   spec, texts = source
   for workers in (1, 2):
-    args = [f'--source={spec}', '--tokenizer=bytes()', f'--out={tmp_path / str(workers)}', f'--workers={workers}']
+    args = [
+      f'--source={spec}',
+      '--tokenizer=bytes()',
+      f'--out={tmp_path / str(workers)}',
+      f'--workers={workers}',
+    ]
     assert prepare.main(args) == 0
     assert '3,000 documents' in capsys.readouterr().out
   for name in ('tokens.bin', 'offsets.npy', 'meta.json'):
@@ -35,31 +42,39 @@ def test_workers_do_not_change_the_result(tmp_path, source, capsys):
 
 def test_same_tokens_as_on_the_fly(tmp_path, source):
   tok = registry.make('tokenizer', 'bytes()')()
-  fly = store.stored(registry.make('source', source[0]), tok, tmp_path / 'cache', bos=True, eos=False)
+  fly = store.stored(
+    registry.make('source', source[0]), tok, tmp_path / 'cache', bos=True, eos=False
+  )
   ahead = prepare.prepare(source[0], 'bytes()', tmp_path / 'out', bos=True, eos=False)
   assert fly.fingerprint() == ahead.fingerprint()
 
 
 def test_bad_input(tmp_path, source, capsys):
   spec, _ = source
+
   def fails(words, **changes):
     args = dict(source=spec, tokenizer='bytes()', out=tmp_path / 'out', workers=1) | changes
     assert prepare.main([f'--{k}={v}' for k, v in args.items()]) == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and words in error and error.count('\n') == 1, error
     assert 'out' not in [p.name for p in tmp_path.iterdir() if p.is_dir() and not any(p.iterdir())]
+
   fails('workers=0', workers=0)
   fails('no source named', source='jsonI(path="x")')
   fails('no such file', source='text(path="/nowhere/x.txt")')
   (tmp_path / 'bad.jsonl').write_text('{"text": "a"}\n{"text": \n')
   for workers in (1, 2):
-    fails('bad.jsonl, line 2', source=f'jsonl(path={str(tmp_path / "bad.jsonl")!r})', workers=workers)
+    fails(
+      'bad.jsonl, line 2', source=f'jsonl(path={str(tmp_path / "bad.jsonl")!r})', workers=workers
+    )
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'precious').write_text('x')
   fails('exists', source=spec)
   assert (tmp_path / 'out' / 'precious').read_text() == 'x'
   fails('holds ids already', source=f'tokens(path={str(tmp_path)!r})')
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['bad.jsonl', 'out', 'x.jsonl'], 'no partial stores stay'
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['bad.jsonl', 'out', 'x.jsonl'], (
+    'no partial stores stay'
+  )
 
 
 def test_help_has_examples(capsys):

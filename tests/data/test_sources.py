@@ -1,4 +1,6 @@
-"""What single sources promise beyond the contract, and bad input: one sentence that names the file."""
+"""What single sources promise beyond the contract, and bad input: one sentence that names the
+file.
+"""
 
 import gzip
 import json
@@ -83,16 +85,23 @@ def test_cut_compressed_files(tmp_path, suffix):
 def test_jsonl_errors_name_file_and_line(tmp_path):
   file = tmp_path / 'x.jsonl'
   for line, words in [
-      (b'{"text": ', 'not JSON'), (b'[1]', 'a JSON object'), (b'{"txet": "a"}', "did you mean 'txet'"),
-      (b'{"text": 3}', 'holds int'), (b'{"text": "\xe9"}', 'not UTF-8 text: byte 0xe9'),
-      (b'{"text": "\\ud800"}', 'lone surrogate'), (b'[' * 100_000, 'not JSON')]:
+    (b'{"text": ', 'not JSON'),
+    (b'[1]', 'a JSON object'),
+    (b'{"txet": "a"}', "did you mean 'txet'"),
+    (b'{"text": 3}', 'holds int'),
+    (b'{"text": "\xe9"}', 'not UTF-8 text: byte 0xe9'),
+    (b'{"text": "\\ud800"}', 'lone surrogate'),
+    (b'[' * 100_000, 'not JSON'),
+  ]:
     file.write_bytes(b'{"text": "fine"}\n\n' + line + b'\n')
     fails(f'jsonl(path={str(file)!r})', f'{file}, line 3', words)
 
 
 def test_jsonl_where_and_field(tmp_path):
   file = tmp_path / 'x.jsonl'
-  file.write_text('\n'.join(json.dumps(dict(body=str(i), lang='en' if i % 2 else 'de')) for i in range(5)))
+  file.write_text(
+    '\n'.join(json.dumps(dict(body=str(i), lang='en' if i % 2 else 'de')) for i in range(5))
+  )
   assert read(f'jsonl(path={str(file)!r}, field="body", where=("lang", "en"))') == ['1', '3']
   fails(f'jsonl(path={str(file)!r}, where=("lang",))', 'where=')
 
@@ -101,12 +110,17 @@ def test_tokens_npy_and_bin_in_place(tmp_path):
   ids = np.array([1, 2, 0, 3, 0, 4], np.uint16)
   np.save(tmp_path / 'x.npy', ids)
   ids.tofile(tmp_path / 'x.bin')
-  for spec in (f'tokens(path={str(tmp_path / "x.npy")!r}', f'tokens(path={str(tmp_path / "x.bin")!r}, dtype="uint16"'):
+  for spec in (
+    f'tokens(path={str(tmp_path / "x.npy")!r}',
+    f'tokens(path={str(tmp_path / "x.bin")!r}, dtype="uint16"',
+  ):
     whole = registry.make('source', spec + ')')().store()
     assert isinstance(whole.tokens, np.memmap), 'read where it lies'
     assert [whole[i].tolist() for i in range(len(whole))] == [ids.tolist()]
     assert [d.tolist() for d in read(spec + ', eos=0)')] == [[1, 2, 0], [3, 0], [4]]
-    assert [d.tolist() for d in read(spec + ', eos=4)')] == [ids.tolist()], 'nothing follows a last eos'
+    assert [d.tolist() for d in read(spec + ', eos=4)')] == [ids.tolist()], (
+      'nothing follows a last eos'
+    )
     assert registry.make('source', spec + ', eos=0)')().fingerprint() != whole.fingerprint()
 
 
@@ -115,6 +129,7 @@ def test_tokens_bad_input(tmp_path):
     path = tmp_path / name
     data(path) if callable(data) else path.write_bytes(data)
     return str(path)
+
   odd = file('odd.bin', b'12345')
   fails(f'tokens(path={odd!r})', odd, 'dtype="uint16"')
   fails(f'tokens(path={odd!r}, dtype="uint16")', odd, 'has 5 bytes, not a multiple of 2')
@@ -144,7 +159,9 @@ def test_tokens_outside_the_vocabulary(tmp_path):
   np.save(tmp_path / 'x.npy', np.array([1, 260]))
   tok = registry.make('tokenizer', 'bytes()')()
   with pytest.raises(ValueError, match=r'x.npy: id 260 is not in the vocabulary; 0 ... 259'):
-    store.stored(registry.make('source', f'tokens(path={str(tmp_path / "x.npy")!r})'), tok, tmp_path)
+    store.stored(
+      registry.make('source', f'tokens(path={str(tmp_path / "x.npy")!r})'), tok, tmp_path
+    )
 
 
 def test_tokens_of_the_real_tinystories(test_data):
@@ -162,6 +179,7 @@ def test_array_record_damage(tmp_path):
 
 def test_array_record_bad_text(tmp_path):
   from array_record.python import array_record_module
+
   file = tmp_path / 'x.array_record'
   out = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
   out.write(b'fine')
@@ -187,6 +205,7 @@ def test_hf_splits(tmp_path):
 
 def test_seqio_missing_is_one_sentence(monkeypatch):
   import sys
+
   monkeypatch.setitem(sys.modules, 'seqio', None)
   fails('seqio_task(task="x")', "pip install 'lmjax[seqio]'")
 
@@ -194,4 +213,6 @@ def test_seqio_missing_is_one_sentence(monkeypatch):
 def test_seqio_bad_names():
   pytest.importorskip('seqio', reason='seqio is in the extra lmjax[seqio]')
   fails('seqio_task(task="nothing_like_it")', "task='nothing_like_it' is not registered")
-  fails('seqio_task(task="x", module="no.such.module")', "module='no.such.module' cannot be imported")
+  fails(
+    'seqio_task(task="x", module="no.such.module")', "module='no.such.module' cannot be imported"
+  )

@@ -56,8 +56,10 @@ def test_cache_is_used_and_keyed(tmp_path, tok):
 
 
 def test_fingerprint_follows_contents(tmp_path, tok):
-  a, b, c = (store.stored(Documents(t, str(t)), tok, tmp_path, eos=False).fingerprint()
-             for t in (['ab', 'c'], ['a', 'bc'], ['ab', 'd']))
+  a, b, c = (
+    store.stored(Documents(t, str(t)), tok, tmp_path, eos=False).fingerprint()
+    for t in (['ab', 'c'], ['a', 'bc'], ['ab', 'd'])
+  )
   assert len({a, b, c}) == 3
 
 
@@ -94,17 +96,21 @@ def test_nothing_is_overwritten(tmp_path):
 
 def test_another_process_was_faster(tmp_path, tok):
   """Both write the same store; the later one takes the earlier one's."""
+
   class Slow(Documents):
     def __iter__(self):
       yield 'abc'
       store.stored(Documents(['abc']), tok, tmp_path)
+
   assert store.stored(Slow(['abc']), tok, tmp_path)[0].tolist() == [*b'abc', tok.eos]
   assert len(list(tmp_path.iterdir())) == 1
 
 
 def damaged(tmp_path, tok):
   folder = tmp_path / 'store'
-  with writer.StoreWriter(folder, vocab_size=260, tokenizer=tok.fingerprint(), bos=False, eos=True) as out:
+  with writer.StoreWriter(
+    folder, vocab_size=260, tokenizer=tok.fingerprint(), bos=False, eos=True
+  ) as out:
     out.append(np.arange(100), [60, 40])
   return folder
 
@@ -130,8 +136,14 @@ def test_flipped_bit_is_found_by_verify(tmp_path, tok):
     store.TokenStore.open(folder).verify()
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(dtype='float32'), "dtype='float32'"), (dict(format=99), 'format=99'), (dict(tokens=7), '7 tokens')])
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (dict(dtype='float32'), "dtype='float32'"),
+    (dict(format=99), 'format=99'),
+    (dict(tokens=7), '7 tokens'),
+  ],
+)
 def test_bad_meta(tmp_path, tok, change, words):
   file = damaged(tmp_path, tok) / 'meta.json'
   file.write_text(json.dumps(json.loads(file.read_text()) | change))

@@ -1,6 +1,7 @@
 """Metrics of the first two steps of one recipe of each family, in small, on a fixed batch.
 
-`python tests/golden/golden.py` shows what changed; with `--write` it refreshes metrics.json. A change of a number here is a change of the
+`python tests/golden/golden.py` shows what changed; with `--write` it refreshes metrics.json. A
+change of a number here is a change of the
 mathematics: say why in the commit that refreshes it.
 """
 
@@ -18,9 +19,15 @@ from lmjax import metrics as metrics_lib
 
 FILE = pathlib.Path(__file__).parent / 'metrics.json'
 RECIPES = ('quickstart', 'gpt2:tiny', 'llama:tiny', 'bert_tiny')
-SMALL = [('model.width', '32'), ('model.depth', '2'), ('data.length', '16'), ('batch_tokens', '128'),
-         ('model.mixer.head_dim', '8')]
-# Matrix products round differently on other processors and compilers; a wrong sign, mask or factor moves far more.
+SMALL = [
+  ('model.width', '32'),
+  ('model.depth', '2'),
+  ('data.length', '16'),
+  ('batch_tokens', '128'),
+  ('model.mixer.head_dim', '8'),
+]
+# Matrix products round differently on other processors and compilers; a wrong sign, mask or factor
+# moves far more.
 TOLERANCE = 2e-4
 
 
@@ -31,9 +38,15 @@ def batch(rows: int, tokens: int):
   segments = np.ones((rows, tokens), np.int32)
   segments[:, split:] = 2
   segments[:, -2:] = 0
-  positions = np.tile(np.r_[0:split, 0:tokens - split].astype(np.int32), (rows, 1))
-  return {k: jnp.asarray(v) for k, v in dict(
-      tokens=rng.integers(0, 256, (rows, tokens)).astype(np.int32), segments=segments, positions=positions).items()}
+  positions = np.tile(np.r_[0:split, 0 : tokens - split].astype(np.int32), (rows, 1))
+  return {
+    k: jnp.asarray(v)
+    for k, v in dict(
+      tokens=rng.integers(0, 256, (rows, tokens)).astype(np.int32),
+      segments=segments,
+      positions=positions,
+    ).items()
+  }
 
 
 def measure(recipe: str) -> dict[str, dict[str, float]]:
@@ -44,7 +57,9 @@ def measure(recipe: str) -> dict[str, dict[str, float]]:
   out = {}
   for i in (1, 2):
     state, metrics = step(state, batch(run.rows, run.length + run.lookahead), jax.random.key(1))
-    out[f'step {i}'] = {k: float(f'{v:.7g}') for k, v in metrics_lib.means(jax.device_get(metrics)).items()}
+    out[f'step {i}'] = {
+      k: float(f'{v:.7g}') for k, v in metrics_lib.means(jax.device_get(metrics)).items()
+    }
   return out
 
 

@@ -14,4 +14,7 @@ import golden  # noqa: E402
 def test_first_steps(recipe):
   expected = json.loads(golden.FILE.read_text())[recipe]
   found = golden.differences(expected, golden.measure(recipe))
-  assert not found, 'if this is meant: python tests/golden/golden.py --write, and say why in the commit\n' + '\n'.join(found)
+  assert not found, (
+    'if this is meant: python tests/golden/golden.py --write, and say why in the commit\n'
+    + '\n'.join(found)
+  )

@@ -34,16 +34,19 @@ def test_chain_equals_adamw_of_pytorch(matrix_rate, all_rate):
   torch = pytest.importorskip('torch', reason='torch is in the extra test-heavy')
   rng = np.random.default_rng(0)
   first = dict(w=rng.standard_normal((4, 3)), b=rng.standard_normal(3))
-  grads = [{k: rng.standard_normal(x.shape) * s for k, x in first.items()} for s in (1, 9, .1, 3)]
+  grads = [{k: rng.standard_normal(x.shape) * s for k, x in first.items()} for s in (1, 9, 0.1, 3)]
   facts = dict(w=Fact(('embed', 'mlp'), ('embed',)), b=Fact(('mlp',), (), 'bias'))
   rate = f'rate={matrix_rate}' if matrix_rate else f'rate={all_rate}, only="all"'
   spec = f'clip(norm=2.0) | adam(b1=0.8, b2=0.95) | decay({rate})'
-  tx = optax.named_chain(*((k, p()) for k, p in registry.make_chain(
-      'optim', spec, facts=facts).items()))
+  tx = optax.named_chain(
+    *((k, p()) for k, p in registry.make_chain('optim', spec, facts=facts).items())
+  )
 
   theirs = {k: torch.nn.Parameter(torch.tensor(x)) for k, x in first.items()}
-  groups = [dict(params=[theirs['w']], weight_decay=0.1),
-            dict(params=[theirs['b']], weight_decay=all_rate or 0.0)]
+  groups = [
+    dict(params=[theirs['w']], weight_decay=0.1),
+    dict(params=[theirs['b']], weight_decay=all_rate or 0.0),
+  ]
   opt = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-8)
   ours = {k: jnp.asarray(x, jnp.float32) for k, x in first.items()}
   state = tx.init(ours)
@@ -68,7 +71,7 @@ def test_second_moment_of_bfloat16_parameters_still_moves():
   state = tx.init(g)
   for _ in range(3):
     _, state = tx.update(g, state)
-  np.testing.assert_allclose(state.nu, 1 - 0.999 ** 3, rtol=1e-5)
+  np.testing.assert_allclose(state.nu, 1 - 0.999**3, rtol=1e-5)
 
 
 def test_bfloat16_first_moment_is_rounded_once_a_step():

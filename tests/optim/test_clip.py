@@ -30,7 +30,7 @@ def test_half_precision_neither_overflows_nor_drifts():
   np.testing.assert_allclose(clipped(jnp.array([300.0, 400.0], jnp.float16)), [0.6, 0.8], rtol=1e-3)
   g = {str(i): jnp.full((4,), 1.0, jnp.bfloat16) for i in range(257)}
   u = clipped(g, norm=1.0)
-  np.testing.assert_allclose(float(u['0'][0]), 1 / np.sqrt(4 * 257), rtol=2.0 ** -8)
+  np.testing.assert_allclose(float(u['0'][0]), 1 / np.sqrt(4 * 257), rtol=2.0**-8)
 
 
 def test_a_gradient_that_is_not_finite_stays_so():

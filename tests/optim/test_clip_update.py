@@ -22,16 +22,21 @@ def test_by_hand():
   np.testing.assert_array_equal(clipped(u, MATRIX, rms=5.08), u)
 
 
-@pytest.mark.parametrize('fact', [
-    Fact(('layers', 'embed', 'mlp'), ('embed',)), Fact(('expert', 'embed', 'mlp'), ('embed',))])
+@pytest.mark.parametrize(
+  'fact',
+  [Fact(('layers', 'embed', 'mlp'), ('embed',)), Fact(('expert', 'embed', 'mlp'), ('embed',))],
+)
 def test_a_loud_layer_does_not_quiet_the_others(fact):
   u = jnp.stack([jnp.full((2, 3), 0.5), jnp.full((2, 3), 100.0)])
   np.testing.assert_allclose(clipped(u, fact), jnp.stack([u[0], u[1] / 100]), rtol=1e-6)
 
 
 def test_vectors_and_scalars_too():
-  np.testing.assert_allclose(clipped(jnp.array([3.0, 4.0]), Fact(('embed',), (), 'norm'), rms=1.0),
-                             np.array([3, 4]) / np.sqrt(12.5), rtol=1e-6)
+  np.testing.assert_allclose(
+    clipped(jnp.array([3.0, 4.0]), Fact(('embed',), (), 'norm'), rms=1.0),
+    np.array([3, 4]) / np.sqrt(12.5),
+    rtol=1e-6,
+  )
   np.testing.assert_allclose(clipped(jnp.float32(-4.0), Fact((), (), 'other')), -1.0)
   gates = Fact(('layers',), (), 'other')  # one scalar a layer
   np.testing.assert_allclose(clipped(jnp.array([-4.0, 0.5]), gates), [-1.0, 0.5])

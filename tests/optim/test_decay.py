@@ -10,20 +10,23 @@ from lmjax import registry
 from lmjax.parallel.facts import Fact
 
 CASES = {  # fact, shape, whether 'matrices' decays it
-    'hidden': (Fact(('embed', 'heads', 'head_dim'), ('embed',)), (4, 2, 3), True),
-    'residual': (Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'),
-                 (2, 3, 4), True),
-    'layers': (Fact(('layers', 'embed', 'mlp'), ('embed',)), (3, 4, 5), True),
-    'experts': (Fact(('layers', 'expert', 'embed', 'mlp'), ('embed',)), (3, 2, 4, 5), True),
-    'embed': (Fact(('vocab', 'embed'), ('vocab',), 'embed'), (7, 4), True),
-    'unembed': (Fact(('vocab', 'embed'), ('embed',), 'unembed'), (7, 4), True),
-    'position': (Fact(('position', 'embed'), ('position',), 'position'), (6, 4), False),
-    'norm': (Fact(('embed',), (), 'norm'), (4,), False),
-    'norms': (Fact(('layers', 'embed'), (), 'norm'), (3, 4), False),
-    'bias': (Fact(('heads', 'head_dim'), (), 'bias'), (2, 3), False),
-    'biases': (Fact(('layers', 'heads', 'head_dim'), (), 'bias'), (3, 2, 3), False),
-    'no_fact': (Fact((None, None), (), 'other'), (4, 4), False),
-    'scalar': (Fact((), (), 'other'), (), False),
+  'hidden': (Fact(('embed', 'heads', 'head_dim'), ('embed',)), (4, 2, 3), True),
+  'residual': (
+    Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'),
+    (2, 3, 4),
+    True,
+  ),
+  'layers': (Fact(('layers', 'embed', 'mlp'), ('embed',)), (3, 4, 5), True),
+  'experts': (Fact(('layers', 'expert', 'embed', 'mlp'), ('embed',)), (3, 2, 4, 5), True),
+  'embed': (Fact(('vocab', 'embed'), ('vocab',), 'embed'), (7, 4), True),
+  'unembed': (Fact(('vocab', 'embed'), ('embed',), 'unembed'), (7, 4), True),
+  'position': (Fact(('position', 'embed'), ('position',), 'position'), (6, 4), False),
+  'norm': (Fact(('embed',), (), 'norm'), (4,), False),
+  'norms': (Fact(('layers', 'embed'), (), 'norm'), (3, 4), False),
+  'bias': (Fact(('heads', 'head_dim'), (), 'bias'), (2, 3), False),
+  'biases': (Fact(('layers', 'heads', 'head_dim'), (), 'bias'), (3, 2, 3), False),
+  'no_fact': (Fact((None, None), (), 'other'), (4, 4), False),
+  'scalar': (Fact((), (), 'other'), (), False),
 }
 FACTS = {k: f for k, (f, _, _) in CASES.items()}
 PARAMS = {k: jnp.full(s, 2.0) for k, (_, s, _) in CASES.items()}

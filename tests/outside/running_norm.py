@@ -1,4 +1,6 @@
-"""A part that lives outside lmjax and keeps a variable that is not trained: x minus a running mean of all x seen in training."""
+"""A part that lives outside lmjax and keeps a variable that is not trained: x minus a running mean
+of all x seen in training.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -14,7 +14,22 @@ from _tokenizers import quick
 from lmjax import registry
 from lmjax.tokenizers import bpe as bpe_lib
 
-WORDS = ['cat', ' cat', ' the', '\n\n', ' no.', '  ', '\n', "'s", '12', '!?', '\x1c', '\u3000', '\xa0', '北']
+WORDS = [
+  'cat',
+  ' cat',
+  ' the',
+  '\n\n',
+  ' no.',
+  '  ',
+  '\n',
+  "'s",
+  '12',
+  '!?',
+  '\x1c',
+  '\u3000',
+  '\xa0',
+  '北',
+]
 
 
 def test_gpt2_vectors(test_data):
@@ -33,6 +48,7 @@ def test_gpt2_vectors(test_data):
 def _reference(tok_json, text):
   """The library itself on the untouched file."""
   from tokenizers import Tokenizer
+
   library = Tokenizer.from_str(tok_json)
   library.no_truncation()
   return library.encode(text, add_special_tokens=False).ids
@@ -78,20 +94,22 @@ def _edit(spec, key, value):
 
 
 BAD_JSON = {
-    'normalizer': (dict(type='NFC'), 'normalizer NFC changes the text'),
-    'pre_tokenizer.add_prefix_space': (True, 'add_prefix_space'),
-    'pre_tokenizer': (dict(type='Metaspace'), 'not byte-level .*Metaspace'),
-    'model.dropout': (0.1, 'model.dropout=0.1'),
-    'model.end_of_word_suffix': ('</w>', 'end_of_word_suffix'),
-    'model.type': ('WordPiece', 'holds a WordPiece model'),
-    'model.merges': ([['a', 'nope']], 'cannot be loaded'),
-    'model.vocab.x9': (2000, 'no entry has id 300'),
-    'model.vocab.x8': (5, "id 5 is given twice"),
-    'model.vocab.x7': ('5', "the id of 'x7' is '5'"),
-    'model.vocab': ({'a': 0}, '255 of the 256 bytes have no token'),
-    'model': (3, 'not a tokenizer.json'),
-    'added_tokens': ([dict(id=7, content='<|endoftext|>', special=True)],
-                     'is id 7 in added_tokens and 0 in the vocab'),
+  'normalizer': (dict(type='NFC'), 'normalizer NFC changes the text'),
+  'pre_tokenizer.add_prefix_space': (True, 'add_prefix_space'),
+  'pre_tokenizer': (dict(type='Metaspace'), 'not byte-level .*Metaspace'),
+  'model.dropout': (0.1, 'model.dropout=0.1'),
+  'model.end_of_word_suffix': ('</w>', 'end_of_word_suffix'),
+  'model.type': ('WordPiece', 'holds a WordPiece model'),
+  'model.merges': ([['a', 'nope']], 'cannot be loaded'),
+  'model.vocab.x9': (2000, 'no entry has id 300'),
+  'model.vocab.x8': (5, 'id 5 is given twice'),
+  'model.vocab.x7': ('5', "the id of 'x7' is '5'"),
+  'model.vocab': ({'a': 0}, '255 of the 256 bytes have no token'),
+  'model': (3, 'not a tokenizer.json'),
+  'added_tokens': (
+    [dict(id=7, content='<|endoftext|>', special=True)],
+    'is id 7 in added_tokens and 0 in the vocab',
+  ),
 }
 
 
@@ -119,9 +137,12 @@ def test_bpe_pair_refuses_damage(tmp_path):
   folder = _tokenizers.pair(tmp_path)
   spec, merges = f'bpe(path="{folder}")', folder / 'vocab.bpe'
   whole = merges.read_text()
-  cut = whole[:whole.index('\n', 200)]
-  for text, words in ((cut, 'may be cut off'), (whole + 'c', 'line [0-9]+ is'),
-                      (whole + 'q zz', "uses 'zz'")):
+  cut = whole[: whole.index('\n', 200)]
+  for text, words in (
+    (cut, 'may be cut off'),
+    (whole + 'c', 'line [0-9]+ is'),
+    (whole + 'q zz', "uses 'zz'"),
+  ):
     merges.write_text(text)
     with pytest.raises(ValueError, match=words):
       make(spec)

@@ -39,12 +39,13 @@ def test_llama2c_merges_the_best_pair_first(llama2c, text):
   the leftmost of equals.
   """
   pieces = {' ': 259, 'a': 260, 'b': 261, 'c': 262, 'ab': 263, ' a': 264, 'bc': 265, '  ': 266}
-  score = {'ab': -2., ' a': -3., 'bc': -1., '  ': -8.}
+  score = {'ab': -2.0, ' a': -3.0, 'bc': -1.0, '  ': -8.0}
   run = list(' ' + text)
-  while pairs := [(-score[a + b], i) for i, (a, b) in enumerate(zip(run, run[1:]))
-                  if a + b in score]:
+  while pairs := [
+    (-score[a + b], i) for i, (a, b) in enumerate(zip(run, run[1:])) if a + b in score
+  ]:
     i = min(pairs)[1]
-    run[i:i + 2] = [run[i] + run[i + 1]]
+    run[i : i + 2] = [run[i] + run[i + 1]]
   want = [i for p in run for i in ([pieces[p]] if p in pieces else [b + 3 for b in p.encode()])]
   assert llama2c.encode(text).tolist() == want
   assert llama2c.decode(want) == text
@@ -87,12 +88,17 @@ def test_sentencepiece_refuses_damage(tmp_path):
   whole = path.read_bytes()
   model = _tokenizers.trained('sentencepiece', tmp_path, 330).read_bytes()
   cases = (
-      (whole[:-3], 'cut off: id 266'), (whole[:-1], 'cut off: id 266'),
-      (whole[:2000], 'cut off'), (whole + b'\0\0', 'cut off'),
-      (whole.replace(b'\x01\0\0\0A', b'\x01\0\0\0B'), 'the byte 0x41 is expected'),
-      (b'\x40' + whole[1:], 'announces a piece of 64 bytes'),
-      (model[:-40], 'cut off'), (model[:500], 'cut off'),
-      (b'{"model": {}}', 'not a SentencePiece'), (b'', 'not a SentencePiece'))
+    (whole[:-3], 'cut off: id 266'),
+    (whole[:-1], 'cut off: id 266'),
+    (whole[:2000], 'cut off'),
+    (whole + b'\0\0', 'cut off'),
+    (whole.replace(b'\x01\0\0\0A', b'\x01\0\0\0B'), 'the byte 0x41 is expected'),
+    (b'\x40' + whole[1:], 'announces a piece of 64 bytes'),
+    (model[:-40], 'cut off'),
+    (model[:500], 'cut off'),
+    (b'{"model": {}}', 'not a SentencePiece'),
+    (b'', 'not a SentencePiece'),
+  )
   for data, words in cases:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f'{path}.*{words}'):

@@ -16,9 +16,14 @@ def given(names: Sequence[str], weights: Sequence[float | None]) -> np.ndarray |
     return None
   for name, w in zip(names, weights, strict=True):
     if w is None:
-      raise ValueError(f'source {name} has no weight while others do; give each source a weight, or none of them')
+      raise ValueError(
+        f'source {name} has no weight while others do; give each source a weight, or none of them'
+      )
     if not (math.isfinite(w) and w > 0):
-      raise ValueError(f'weight {w} of source {name}: a positive number is expected; leave out a source that is not wanted')
+      raise ValueError(
+        f'weight {w} of source {name}: a positive number is expected; leave out a source that is '
+        'not wanted'
+      )
   return normalised(weights)
 
 

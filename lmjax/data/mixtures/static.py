@@ -1,4 +1,6 @@
-"""Constant weights: those of the sum ('0.7*a() + 0.3*b()'), or in proportion to tokens where none is written."""
+"""Constant weights: those of the sum ('0.7*a() + 0.3*b()'), or in proportion to tokens where none
+is written.
+"""
 
 import dataclasses
 

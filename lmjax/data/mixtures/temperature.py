@@ -29,7 +29,10 @@ class Temperature:
   def init(self, names, weights, tokens):
     written = [n for n, w in zip(names, weights, strict=True) if w is not None]
     if written:
-      raise ValueError(f'temperature() takes its weights from sizes, but source {written[0]} has one; remove it or use static()')
+      raise ValueError(
+        f'temperature() takes its weights from sizes, but source {written[0]} has one; remove it '
+        'or use static()'
+      )
     log = self.alpha * np.log(_weights.sizes(names, tokens))
     return dict(weights=_weights.normalised(np.exp(log - log.max())))
 

@@ -14,9 +14,20 @@ class StreamRows:
   stream is a ring, else it ends.
   """
 
-  def __init__(self, documents, lengths, *, row_tokens: int, lookahead: int, first: int = 0, circular: bool = False,
-               row_order=None):
-    """Args: documents: their numbers in stream order. lengths: of all documents. row_order: Permutation of rows or None."""
+  def __init__(
+    self,
+    documents,
+    lengths,
+    *,
+    row_tokens: int,
+    lookahead: int,
+    first: int = 0,
+    circular: bool = False,
+    row_order=None,
+  ):
+    """Args: documents: their numbers in stream order. lengths: of all documents. row_order:
+    Permutation of rows or None.
+    """
     self._documents = documents
     self._ends = np.cumsum(lengths[documents])
     self._starts = self._ends - lengths[documents]
@@ -55,7 +66,9 @@ class StreamRows:
 
 
 class ListedRows:
-  """Rows given as pieces: piece k, a window (document, start, stop), lies in row `rows[k]`; row order by a permutation."""
+  """Rows given as pieces: piece k, a window (document, start, stop), lies in row `rows[k]`; row
+  order by a permutation.
+  """
 
   def __init__(self, pieces, rows, count: int, row_order=None):
     order = np.argsort(rows, kind='stable')
@@ -69,7 +82,7 @@ class ListedRows:
     if not 0 <= i < len(self):
       raise IndexError(f'row {i} is outside 0 ... {len(self) - 1}')
     i = i if self._order is None else self._order[i]
-    return self._pieces[self._bounds[i]:self._bounds[i + 1]]
+    return self._pieces[self._bounds[i] : self._bounds[i + 1]]
 
 
 def full(lengths) -> np.ndarray:

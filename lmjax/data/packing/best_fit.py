@@ -31,7 +31,9 @@ class BestFit:
 
   shuffle: bool = True
 
-  def plan(self, lengths, row_tokens: int, lookahead: int, seed: int, epoch: int) -> _rows.ListedRows:
+  def plan(
+    self, lengths, row_tokens: int, lookahead: int, seed: int, epoch: int
+  ) -> _rows.ListedRows:
     """Rows of an epoch, as many in each."""
     pieces = _rows.windows(_rows.full(lengths), lengths, row_tokens=row_tokens, lookahead=lookahead)
     if self.shuffle and len(pieces):

@@ -26,17 +26,32 @@ class Concat:
 
   shuffle: bool = True
 
-  def plan(self, lengths, row_tokens: int, lookahead: int, seed: int, epoch: int) -> _rows.StreamRows:
-    """Rows of an epoch, as many in each. Raises ValueError when the documents do not fill one row."""
+  def plan(
+    self, lengths, row_tokens: int, lookahead: int, seed: int, epoch: int
+  ) -> _rows.StreamRows:
+    """Rows of an epoch, as many in each. Raises ValueError when the documents do not fill one
+    row.
+    """
     documents = _rows.full(lengths)
     total = int(lengths.sum())
     if total < row_tokens + lookahead:
-      raise ValueError(f'{total} tokens do not fill one row of {row_tokens} + {lookahead}; use more text, shorter rows '
-                       '(config.data.length) or pack="pad()"')
+      raise ValueError(
+        f'{total} tokens do not fill one row of {row_tokens} + {lookahead}; use more text, shorter '
+        'rows '
+        '(config.data.length) or pack="pad()"'
+      )
     if not self.shuffle:
-      return _rows.StreamRows(documents, lengths, row_tokens=row_tokens, lookahead=lookahead, circular=True)
+      return _rows.StreamRows(
+        documents, lengths, row_tokens=row_tokens, lookahead=lookahead, circular=True
+      )
     first = permutation.key(seed, 'start', epoch) % total
     rows = -(-total // row_tokens)
     return _rows.StreamRows(
-        _rows.shuffled(documents, seed, epoch), lengths, row_tokens=row_tokens, lookahead=lookahead, first=first,
-        circular=True, row_order=_rows.row_order(rows, seed, epoch))
+      _rows.shuffled(documents, seed, epoch),
+      lengths,
+      row_tokens=row_tokens,
+      lookahead=lookahead,
+      first=first,
+      circular=True,
+      row_order=_rows.row_order(rows, seed, epoch),
+    )

@@ -20,7 +20,9 @@ class Pad:
 
   shuffle: bool = True
 
-  def plan(self, lengths, row_tokens: int, lookahead: int, seed: int, epoch: int) -> _rows.ListedRows:
+  def plan(
+    self, lengths, row_tokens: int, lookahead: int, seed: int, epoch: int
+  ) -> _rows.ListedRows:
     """Rows of an epoch, as many in each."""
     pieces = _rows.windows(_rows.full(lengths), lengths, row_tokens=row_tokens, lookahead=lookahead)
     order = _rows.row_order(len(pieces), seed, epoch) if self.shuffle and len(pieces) else None

@@ -1,4 +1,6 @@
-"""What file sources share: finding files, reading them compressed or not, fingerprints of contents."""
+"""What file sources share: finding files, reading them compressed or not, fingerprints of
+contents.
+"""
 
 import bz2
 import glob
@@ -28,8 +30,13 @@ def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
   text = os.path.expanduser(str(path))
   here = pathlib.Path(text)
   if here.is_dir():
-    found = sorted(p for p in here.iterdir() if p.is_file() and not p.name.startswith('.') and
-                   (not suffixes or any(s in p.suffixes for s in suffixes)))
+    found = sorted(
+      p
+      for p in here.iterdir()
+      if p.is_file()
+      and not p.name.startswith('.')
+      and (not suffixes or any(s in p.suffixes for s in suffixes))
+    )
     wanted = f' ending in {", ".join(suffixes)} (plain or compressed)' if suffixes else ''
     if not found:
       raise ValueError(f'path={text!r}: the folder has no files{wanted}')
@@ -46,7 +53,9 @@ def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
 
 
 def open_bytes(file: pathlib.Path) -> io.BufferedIOBase:
-  """Opens a file for reading, decompressing .gz, .xz, .bz2 and .zst. Raises ValueError when it cannot be opened."""
+  """Opens a file for reading, decompressing .gz, .xz, .bz2 and .zst. Raises ValueError when it
+  cannot be opened.
+  """
   try:
     if file.suffix == '.gz':
       return gzip.open(file, 'rb')
@@ -62,7 +71,9 @@ def open_bytes(file: pathlib.Path) -> io.BufferedIOBase:
 
 
 class _Zstandard(io.RawIOBase):
-  """A decompressed .zst file. Unlike the library's own stream it raises EOFError when the file ends inside a frame."""
+  """A decompressed .zst file. Unlike the library's own stream it raises EOFError when the file ends
+  inside a frame.
+  """
 
   def __init__(self, file: pathlib.Path):
     try:
@@ -103,6 +114,7 @@ def damage() -> tuple[type[Exception], ...]:
   kinds = (EOFError, OSError, lzma.LZMAError)
   try:
     import zstandard
+
     return (*kinds, zstandard.ZstdError)
   except ImportError:
     return kinds
@@ -118,7 +130,9 @@ def read_bytes(file: pathlib.Path) -> bytes:
 
 
 def read_text(file: pathlib.Path, encoding: str = 'utf-8') -> str:
-  """All of a text file, line ends as they are. Raises ValueError naming file and byte where the encoding fails."""
+  """All of a text file, line ends as they are. Raises ValueError naming file and byte where the
+  encoding fails.
+  """
   return decode(read_bytes(file), file, encoding)
 
 
@@ -126,8 +140,11 @@ def decode(data: bytes, where, encoding: str = 'utf-8') -> str:
   try:
     return data.decode(encoding)
   except UnicodeDecodeError as e:
-    raise ValueError(f'{where} is not {encoding} text: byte 0x{data[e.start]:02x} at offset {e.start}; convert it, or '
-                     "name its encoding, as in text(path=..., encoding='latin-1')") from None
+    raise ValueError(
+      f'{where} is not {encoding} text: byte 0x{data[e.start]:02x} at offset {e.start}; convert '
+      'it, or '
+      "name its encoding, as in text(path=..., encoding='latin-1')"
+    ) from None
   except LookupError:
     raise ValueError(f'encoding={encoding!r} is not known; utf-8 or latin-1 are examples') from None
 

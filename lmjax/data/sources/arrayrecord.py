@@ -1,4 +1,6 @@
-"""ArrayRecord files, read through grain. A record is UTF-8 text, or with `field` a JSON object that holds text in that field."""
+"""ArrayRecord files, read through grain. A record is UTF-8 text, or with `field` a JSON object that
+holds text in that field.
+"""
 
 import dataclasses
 
@@ -12,7 +14,9 @@ SUFFIXES = ('.array_record', '.arrayrecord')
 @register('source')
 @dataclasses.dataclass(frozen=True)
 class ArrayRecord:
-  """ArrayRecord files of text, or of JSON objects when `field` is given; path is a file, folder, pattern or tuple."""
+  """ArrayRecord files of text, or of JSON objects when `field` is given; path is a file, folder,
+  pattern or tuple.
+  """
 
   path: str | tuple
   field: str | None = None
@@ -22,6 +26,7 @@ class ArrayRecord:
 
   def __iter__(self):
     import grain
+
     for file in _files.find(self.path, SUFFIXES):
       try:
         records = grain.sources.ArrayRecordDataSource([str(file)])

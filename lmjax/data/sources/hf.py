@@ -1,4 +1,6 @@
-"""A Hugging Face dataset on this machine: a folder of `save_to_disk`, or Parquet, Arrow, CSV or JSON files. Nothing is downloaded."""
+"""A Hugging Face dataset on this machine: a folder of `save_to_disk`, or Parquet, Arrow, CSV or
+JSON files. Nothing is downloaded.
+"""
 
 import dataclasses
 import pathlib
@@ -7,13 +9,21 @@ from lmjax.data.sources import _files
 from lmjax.data.sources import _json
 from lmjax.registry import register
 
-FORMATS = {'.parquet': 'parquet', '.arrow': 'arrow', '.csv': 'csv', '.json': 'json', '.jsonl': 'json'}
+FORMATS = {
+  '.parquet': 'parquet',
+  '.arrow': 'arrow',
+  '.csv': 'csv',
+  '.json': 'json',
+  '.jsonl': 'json',
+}
 
 
 @register('source')
 @dataclasses.dataclass(frozen=True)
 class Hf:
-  """A local Hugging Face dataset; `field` holds the text, `split` names the part of a dataset that has several."""
+  """A local Hugging Face dataset; `field` holds the text, `split` names the part of a dataset that
+  has several.
+  """
 
   path: str
   field: str = 'text'
@@ -47,12 +57,17 @@ class Hf:
     files = _files.find(self.path, tuple(FORMATS))
     kinds = {FORMATS.get(f.suffix) for f in files}
     if len(kinds) != 1 or None in kinds:
-      raise ValueError(f'path={self.path!r}: files of one kind out of {", ".join(FORMATS)} are expected, or a folder written '
-                       'by save_to_disk')
+      raise ValueError(
+        f'path={self.path!r}: files of one kind out of {", ".join(FORMATS)} are expected, or a '
+        'folder written '
+        'by save_to_disk'
+      )
     if self.split is not None:
       raise ValueError(f'{self.path} is a set of files without splits; remove split={self.split!r}')
     # Streaming reads the files where they are; otherwise they would be copied into a cache.
-    return datasets.load_dataset(kinds.pop(), data_files=list(map(str, files)), split='train', streaming=True)
+    return datasets.load_dataset(
+      kinds.pop(), data_files=list(map(str, files)), split='train', streaming=True
+    )
 
   def _choose(self, data):
     if self.split is None and len(data) == 1:

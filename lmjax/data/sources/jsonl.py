@@ -16,7 +16,9 @@ SUFFIXES = ('.jsonl', '.json', '.ndjson')
 @register('source')
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
-  """JSON-lines files: path is a file, a folder, a pattern or a tuple of them; each line's `field` is a document."""
+  """JSON-lines files: path is a file, a folder, a pattern or a tuple of them; each line's `field`
+  is a document.
+  """
 
   path: str | tuple
   field: str = 'text'

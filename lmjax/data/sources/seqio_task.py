@@ -45,10 +45,14 @@ class SeqioTask:
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if self.task not in known:
       hint = '' if self.module else ', and module=... names no module that registers it'
-      raise ValueError(f'task={self.task!r} is not registered with seqio{nearest(self.task, known)}{hint}')
+      raise ValueError(
+        f'task={self.task!r} is not registered with seqio{nearest(self.task, known)}{hint}'
+      )
     task = seqio.get_mixture_or_task(self.task)
     if self.feature not in task.output_features:
-      raise ValueError(f'feature={self.feature!r}: task {self.task} has {", ".join(task.output_features)}')
+      raise ValueError(
+        f'feature={self.feature!r}: task {self.task} has {", ".join(task.output_features)}'
+      )
     if self.split not in task.splits:
       raise ValueError(f'split={self.split!r}: task {self.task} has {", ".join(task.splits)}')
     return task
@@ -85,6 +89,9 @@ class SeqioTask:
     for n, example in enumerate(data.as_numpy_iterator()):
       ids = np.asarray(example[self.feature])
       if ids.ndim != 1 or ids.dtype.kind not in 'ui':
-        raise ValueError(f'task {self.task}, example {n}: {self.feature} is {ids.dtype} of shape {ids.shape}; a row of ids '
-                         'is expected')
+        raise ValueError(
+          f'task {self.task}, example {n}: {self.feature} is {ids.dtype} of shape {ids.shape}; a '
+          'row of ids '
+          'is expected'
+        )
       yield ids

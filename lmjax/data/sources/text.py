@@ -16,7 +16,9 @@ SUFFIXES = ('.txt', '.text', '.md', '.tokens', '.xml')
 @register('source')
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Text files: path is a file, a folder, a pattern such as 'books/**/*.txt', or a tuple of them."""
+  """Text files: path is a file, a folder, a pattern such as 'books/**/*.txt', or a tuple of
+  them.
+  """
 
   path: str | tuple
   separator: str | None = None
@@ -26,10 +28,14 @@ class Text:
   def check(path, separator, encoding):
     del path, encoding
     if separator == '':
-      raise ValueError("separator='': text such as '<|endoftext|>' is expected, or None for one document a file")
+      raise ValueError(
+        "separator='': text such as '<|endoftext|>' is expected, or None for one document a file"
+      )
 
   def fingerprint(self) -> str:
-    return _files.fingerprint(_files.find(self.path, SUFFIXES), 'text', self.separator, self.encoding)
+    return _files.fingerprint(
+      _files.find(self.path, SUFFIXES), 'text', self.separator, self.encoding
+    )
 
   def __iter__(self):
     for file in _files.find(self.path, SUFFIXES):

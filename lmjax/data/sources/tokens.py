@@ -45,7 +45,7 @@ class Tokens:
     if path.is_dir():
       self._refuse(path, 'a prepared folder', 'dtype', 'eos')
       return store_lib.TokenStore.open(path)
-    file, = self._files()
+    (file,) = self._files()
     tokens, offsets = self._read(file)
     if offsets is None:
       offsets = split(tokens, self.eos)
@@ -54,13 +54,18 @@ class Tokens:
   def _files(self):
     files = _files.find(self.path)
     if len(files) != 1:
-      raise ValueError(f'path={self.path!r} names {len(files)} files; one is expected (join several sources with +)')
+      raise ValueError(
+        f'path={self.path!r} names {len(files)} files; one is expected (join several sources with '
+        '+)'
+      )
     return files
 
   def _refuse(self, file, what: str, *names: str):
     for name in names:
       if getattr(self, name) is not None:
-        raise ValueError(f'{file} is {what}, which holds its own {name}; remove {name}={getattr(self, name)!r}')
+        raise ValueError(
+          f'{file} is {what}, which holds its own {name}; remove {name}={getattr(self, name)!r}'
+        )
 
   def _read(self, file: pathlib.Path):
     """(ids, offsets or None)."""
@@ -72,7 +77,9 @@ class Tokens:
         self._refuse(file, 'an .npz file', 'dtype', 'eos')
         with np.load(file, allow_pickle=False) as arrays:
           if not {'ids', 'offsets'} <= set(arrays.files):
-            raise ValueError(f'it has {", ".join(arrays.files) or "nothing"}; ids and offsets are expected')
+            raise ValueError(
+              f'it has {", ".join(arrays.files) or "nothing"}; ids and offsets are expected'
+            )
           return arrays['ids'], arrays['offsets']
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as e:
       raise ValueError(str(e) if str(file) in str(e) else f'{file} cannot be read: {e}') from None
@@ -82,8 +89,11 @@ class Tokens:
       raise ValueError(f'{file}: raw ids need their type, as in tokens(path=..., dtype="uint16")')
     dtype = np.dtype(self.dtype).newbyteorder('<')
     if file.stat().st_size % dtype.itemsize:
-      raise ValueError(f'{file} has {file.stat().st_size} bytes, not a multiple of {dtype.itemsize} ({self.dtype}): '
-                       'it is truncated or of another dtype')
+      raise ValueError(
+        f'{file} has {file.stat().st_size} bytes, not a multiple of {dtype.itemsize} '
+        f'({self.dtype}): '
+        'it is truncated or of another dtype'
+      )
     return np.memmap(file, dtype, mode='r'), None
 
   def fingerprint(self) -> str:
@@ -98,9 +108,13 @@ class Tokens:
 
 
 def split(tokens, eos: int | None) -> np.ndarray:
-  """Offsets of the documents in a flat array, each ending with the id eos; without eos it is one document."""
+  """Offsets of the documents in a flat array, each ending with the id eos; without eos it is one
+  document.
+  """
   if eos is None:
     return np.array([0, len(tokens)], np.int64)
-  ends = [i + 1 + np.flatnonzero(tokens[i:i + _BLOCK] == eos) for i in range(0, len(tokens), _BLOCK)]
+  ends = [
+    i + 1 + np.flatnonzero(tokens[i : i + _BLOCK] == eos) for i in range(0, len(tokens), _BLOCK)
+  ]
   ends = np.concatenate([np.zeros(1, np.int64), *ends])
   return ends if ends[-1] == len(tokens) else np.append(ends, len(tokens))

@@ -38,11 +38,16 @@ class TokenNoise:
   def _ids(self) -> tuple[np.ndarray, np.ndarray]:
     """(special ids, all others)."""
     tok = self.tokenizer
-    special = np.array([i for i in (tok.bos, tok.eos, tok.pad, tok.mask) if i is not None], np.int32)
+    special = np.array(
+      [i for i in (tok.bos, tok.eos, tok.pad, tok.mask) if i is not None], np.int32
+    )
     return special, np.setdiff1d(np.arange(tok.vocab_size, dtype=np.int32), special)
 
   def __call__(self, row, seed: int):
     (special, ordinary), tokens = self._ids, row['tokens']
     draw, which = permutation.uniform(seed, 2 * len(tokens)).reshape(2, -1)
     hit = (draw < self.rate) & (row['segments'] > 0) & ~np.isin(tokens, special)
-    return {**row, 'tokens': np.where(hit, ordinary[(which * len(ordinary)).astype(np.int64)], tokens)}
+    return {
+      **row,
+      'tokens': np.where(hit, ordinary[(which * len(ordinary)).astype(np.int64)], tokens),
+    }

@@ -1,5 +1,8 @@
-"""Attention as written: every logit in float32, one softmax, no regard for speed. What the others are checked against."""
+"""Attention as written: every logit in float32, one softmax, no regard for speed. What the others
+are checked against.
+"""
 
+import jax
 import jax.numpy as jnp
 
 
@@ -18,8 +21,25 @@ def allowed(q_positions, k_positions, q_segments, k_segments, *, causal, window)
   return mask
 
 
-def attention(q, k, v, *, q_positions, k_positions, q_segments, k_segments, causal, window, cap, scale, bias, aligned):
-  """(B, T, H, K) from q (B, T, H, K) and k, v (B, S, G, K). A query that may see nothing gives zero."""
+def attention(
+  q,
+  k,
+  v,
+  *,
+  q_positions,
+  k_positions,
+  q_segments,
+  k_segments,
+  causal,
+  window,
+  cap,
+  scale,
+  bias,
+  aligned,
+):
+  """(B, T, H, K) from q (B, T, H, K) and k, v (B, S, G, K). A query that may see nothing gives
+  zero.
+  """
   del aligned
   groups = q.shape[2] // k.shape[2]
   k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)
@@ -28,9 +48,13 @@ def attention(q, k, v, *, q_positions, k_positions, q_segments, k_segments, caus
     logits = cap * jnp.tanh(logits / cap)
   if bias is not None:
     logits = logits + bias
-  mask = allowed(q_positions, k_positions, q_segments, k_segments, causal=causal, window=window)[:, None]
+  mask = allowed(q_positions, k_positions, q_segments, k_segments, causal=causal, window=window)[
+    :, None
+  ]
   logits = jnp.where(mask, logits, -jnp.inf)
-  top = jnp.max(logits, axis=-1, keepdims=True)
+  top = jax.lax.stop_gradient(
+    jnp.max(logits, axis=-1, keepdims=True)
+  )  # the softmax does not depend on it
   weights = jnp.where(mask, jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0)), 0)
   total = jnp.sum(weights, axis=-1, keepdims=True)
   weights = weights / jnp.where(total == 0, 1, total)

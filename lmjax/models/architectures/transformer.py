@@ -1,8 +1,10 @@
 """Embedding, a stack of layers, a final norm, and the unembedding: decoders and encoders alike.
 
-  x = embed(tokens) (+ position); x = stack(x); hidden = final_norm(x); logits = cap(scale * hidden U^T + bias)
+  x = embed(tokens) (+ position); x = stack(x); hidden = final_norm(x)
+  logits = cap(scale * hidden U^T + bias)
 
-Whether it is causal is the mixers' affair. `model.embed_norm` norms the embedding (BERT), `model.final_norm` the output (GPT-2, Llama).
+Whether it is causal is the mixers' affair. `model.embed_norm` norms the embedding (BERT),
+`model.final_norm` the output (GPT-2, Llama).
 """
 
 from typing import Any

@@ -1,6 +1,8 @@
-"""Keeps the last `window` tokens of a sliding-window mixer in a ring; bytes stay flat however long the text.
+"""Keeps the last `window` tokens of a sliding-window mixer in a ring; bytes stay flat however long
+the text.
 
-Equals the full cache exactly, since a window mask never looks further back. Refused for mixers without a window.
+Equals the full cache exactly, since a window mask never looks further back. Refused for mixers
+without a window.
 """
 
 from lmjax import kinds
@@ -12,5 +14,7 @@ from lmjax.registry import register
 def window(*, batch, length, heads, head_dim, dtype, window):
   """A ring of the mixer's window."""
   if window is None:
-    raise kinds.Unsupported('cache window: the mixer attends to everything; use cache full() or give the mixer a window')
+    raise kinds.Unsupported(
+      'cache window: the mixer attends to everything; use cache full() or give the mixer a window'
+    )
   return _base.empty(batch, min(length, window), heads, head_dim, dtype, ring=True)

@@ -1,7 +1,8 @@
 """One table for input and output: x = E[token], logits = h E^T.
 
-Press and Wolf, 2017 (arXiv:1608.05859). `multiple_of` rounds the table up (GPT-2's 50257 to 50304 rows), the added rows are never predicted.
-`bias` adds one value per word to the logits (BERT). `scale` multiplies x (Gemma uses sqrt(width)).
+Press and Wolf, 2017 (arXiv:1608.05859). `multiple_of` rounds the table up (GPT-2's 50257 to 50304
+rows), the added rows are never predicted. `bias` adds one value per word to the logits (BERT).
+`scale` multiplies x (Gemma uses sqrt(width)).
 """
 
 import flax.linen as nn

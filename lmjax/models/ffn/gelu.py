@@ -1,6 +1,7 @@
 """Feed-forward with GELU: y = gelu(x W_up) W_down.
 
-Hendrycks and Gimpel, 2016 (arXiv:1606.08415). `approximate=True` is the tanh form that GPT-2 uses; BERT uses the exact one.
+Hendrycks and Gimpel, 2016 (arXiv:1606.08415). `approximate=True` is the tanh form that GPT-2 uses;
+BERT uses the exact one.
 """
 
 import functools
@@ -31,7 +32,10 @@ class Gelu(nn.Module):
     width = x.shape[-1]
     hidden = _size.hidden_size(width, self.hidden, self.mult, self.multiple_of)
     h = params.dense(ctx, 'up', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
-    # Made again for the backward pass: cheaper than to keep what its derivative needs, another array of this size.
+    # Made again for the backward pass: cheaper than to keep what its derivative needs, another
+    # array of this size.
     gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=self.approximate))
     h = remat.tag(gelu(h), 'ffn_hidden')
-    return params.dense(ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias)(h), {}
+    return params.dense(
+      ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias
+    )(h), {}

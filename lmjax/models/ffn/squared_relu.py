@@ -29,4 +29,6 @@ class SquaredRelu(nn.Module):
     hidden = _size.hidden_size(width, self.hidden, self.mult, self.multiple_of)
     h = params.dense(ctx, 'up', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
     h = remat.tag(jnp.square(nn.relu(h)), 'ffn_hidden')
-    return params.dense(ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias)(h), {}
+    return params.dense(
+      ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias
+    )(h), {}

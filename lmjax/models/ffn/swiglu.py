@@ -1,6 +1,7 @@
 """Gated feed-forward: y = (silu(x W_gate) * x W_up) W_down.
 
-Shazeer, 2020 (arXiv:2002.05202). `mult` of 8/3 keeps the parameter count of an ungated layer with factor 4 (Llama).
+Shazeer, 2020 (arXiv:2002.05202). `mult` of 8/3 keeps the parameter count of an ungated layer with
+factor 4 (Llama).
 """
 
 import flax.linen as nn
@@ -29,4 +30,6 @@ class Swiglu(nn.Module):
     gate = params.dense(ctx, 'gate', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
     up = params.dense(ctx, 'up', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
     h = remat.tag(nn.silu(gate) * up, 'ffn_hidden')
-    return params.dense(ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias)(h), {}
+    return params.dense(
+      ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias
+    )(h), {}

@@ -32,7 +32,7 @@ class Init:
     return 1.0
 
   def attention_scale(self, head_dim: int) -> float:
-    return head_dim ** -0.5
+    return head_dim**-0.5
 
 
 def positive(**values):

@@ -1,6 +1,8 @@
-"""Normal(0, sqrt(gain / fan_in)) for matrices inside layers and the unembedding; `embed` for tables of vectors.
+"""Normal(0, sqrt(gain / fan_in)) for matrices inside layers and the unembedding; `embed` for tables
+of vectors.
 
-LeCun et al., 1998 (gain 1), He et al., 2015 (arXiv:1502.01852; gain 2). Residual writers are divided by sqrt(2 N) where `scale_residual`.
+LeCun et al., 1998 (gain 1), He et al., 2015 (arXiv:1502.01852; gain 2). Residual writers are
+divided by sqrt(2 N) where `scale_residual`.
 """
 
 import dataclasses
@@ -28,4 +30,6 @@ class FanIn(_base.Init):
       return self.embed
     fan_in, _ = fact.fans(shape)
     std = math.sqrt(self.gain / fan_in)
-    return std / math.sqrt(2 * self.depth) if fact.role == 'residual' and self.scale_residual else std
+    return (
+      std / math.sqrt(2 * self.depth) if fact.role == 'residual' and self.scale_residual else std
+    )

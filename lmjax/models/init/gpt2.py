@@ -1,6 +1,8 @@
-"""Normal(0, sigma) everywhere; matrices that write to the residual stream use sigma / sqrt(2 N), N layers.
+"""Normal(0, sigma) everywhere; matrices that write to the residual stream use sigma / sqrt(2 N), N
+layers.
 
-Radford et al., 2019 (GPT-2, section 2.3) with sigma 0.02; positions 0.02 as in nanoGPT (OpenAI's release used 0.01).
+Radford et al., 2019 (GPT-2, section 2.3) with sigma 0.02; positions 0.02 as in nanoGPT (OpenAI's
+release used 0.01).
 """
 
 import dataclasses

@@ -1,11 +1,13 @@
-"""Maximal update parameterization for Adam-like optimizers: the best learning rate found at `base_width` holds at every width.
+"""Maximal update parameterization for Adam-like optimizers: the best learning rate found at
+`base_width` holds at every width.
 
 With m = fan_in / (the same fan_in at base_width), for matrices inside layers:
-  initial standard deviation sigma / sqrt(m), learning rate x 1/m; embeddings, norms and biases as they are;
-  logits x base_width / width (tied tables included, hence no change of their own initial values or rates);
-  attention scaled by sqrt(base_head_dim) / head_dim instead of 1/sqrt(head_dim).
-Yang et al., 2022 (Tensor Programs V, arXiv:2203.03466), table 8, in the form where multipliers carry the output layer. An untied unembedding
-learns at full rate under its multiplier, as in that table. Hidden sizes are taken to grow in proportion to the width.
+  initial standard deviation sigma / sqrt(m), learning rate x 1/m; embeddings, norms and biases as
+  they are; logits x base_width / width (tied tables included, hence no change of their own initial
+  values or rates); attention scaled by sqrt(base_head_dim) / head_dim instead of 1/sqrt(head_dim).
+Yang et al., 2022 (Tensor Programs V, arXiv:2203.03466), table 8, in the form where multipliers
+carry the output layer. An untied unembedding learns at full rate under its multiplier, as in that
+table. Hidden sizes are taken to grow in proportion to the width.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """A full matrix: y = x W (+ b).
 
-W has the axes ins + outs. Source of the default: every Transformer since Vaswani et al., 2017 (arXiv:1706.03762).
+W has the axes ins + outs. Source of the default: every Transformer since Vaswani et al., 2017
+(arXiv:1706.03762).
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ class Dense(nn.Module):
   def __call__(self, x):
     in_names, in_sizes = zip(*self.ins)
     out_names, out_sizes = zip(*self.outs)
-    assert x.shape[-len(in_sizes):] == in_sizes, (x.shape, self.ins)
+    assert x.shape[-len(in_sizes) :] == in_sizes, (x.shape, self.ins)
     fact = Fact(in_names + out_names, in_names, self.role)
     kernel = params.param(self, 'kernel', in_sizes + out_sizes, fact, self.scheme)
     y = params.contract(x, shard.gather(kernel, fact.names), len(in_sizes), params.act(out_names))

@@ -1,12 +1,15 @@
-"""Softmax attention with grouped keys and values: multi-head (kv_heads = heads), grouped, or multi-query (kv_heads = 1).
+"""Softmax attention with grouped keys and values: multi-head (kv_heads = heads), grouped, or
+multi-query (kv_heads = 1).
 
   q = x W_q (H heads), k = x W_k, v = x W_v (G heads, each serving H/G of q)
   y = softmax(scale * q.k + bias, over the allowed keys) v W_o
 
-Allowed keys: the same document, not padding, not later (`causal`), and less than `window` back (both sides where not causal).
-`cap` bounds the logits by cap * tanh(logits / cap) (Gemma 2). `qk_norm` norms each head of q and k before rotation (Dehghani et al.,
-2023, arXiv:2302.05442; Qwen 3, OLMo 2 style). scale defaults to 1/sqrt(head_dim), or what the init part says (muP: ~1/head_dim).
-Vaswani et al., 2017 (arXiv:1706.03762); Shazeer, 2019 (arXiv:1911.02150); Ainslie et al., 2023 (arXiv:2305.13245).
+Allowed keys: the same document, not padding, not later (`causal`), and less than `window` back
+(both sides where not causal). `cap` bounds the logits by cap * tanh(logits / cap) (Gemma 2).
+`qk_norm` norms each head of q and k before rotation (Dehghani et al., 2023, arXiv:2302.05442; Qwen
+3, OLMo 2 style). scale defaults to 1/sqrt(head_dim), or what the init part says (muP: ~1/head_dim).
+Vaswani et al., 2017 (arXiv:1706.03762); Shazeer, 2019 (arXiv:1911.02150); Ainslie et al., 2023
+(arXiv:2305.13245).
 """
 
 from typing import Annotated
@@ -21,8 +24,13 @@ from lmjax.parallel import remat
 from lmjax.registry import Part, register
 
 
-@register('mixer', causal=lambda a: a['causal'], segments=True, cache=lambda a: a['causal'],
-          window=lambda a: a['window'])
+@register(
+  'mixer',
+  causal=lambda a: a['causal'],
+  segments=True,
+  cache=lambda a: a['causal'],
+  window=lambda a: a['window'],
+)
 class Gqa(nn.Module):
   """softmax(q.k) v with grouped keys and values."""
 
@@ -39,7 +47,9 @@ class Gqa(nn.Module):
 
   @staticmethod
   def check(head_dim, heads, kv_heads, window, cap, scale, **_):
-    for key, value in dict(head_dim=head_dim, heads=heads, kv_heads=kv_heads, window=window).items():
+    for key, value in dict(
+      head_dim=head_dim, heads=heads, kv_heads=kv_heads, window=window
+    ).items():
       if value is not None and value < 1:
         raise ValueError(f'{key}={value}: a positive number is expected')
     if heads and kv_heads and heads % kv_heads:
@@ -52,7 +62,9 @@ class Gqa(nn.Module):
   def sizes(self, width: int) -> tuple[int, int]:
     """(heads, kv_heads) at this width. Raises ValueError where they do not divide."""
     if self.heads is None and width % self.head_dim:
-      raise ValueError(f'mixer gqa: model.width={width} does not divide by head_dim={self.head_dim}')
+      raise ValueError(
+        f'mixer gqa: model.width={width} does not divide by head_dim={self.head_dim}'
+      )
     heads = self.heads or width // self.head_dim
     kv_heads = self.kv_heads or heads
     if heads % kv_heads:
@@ -62,14 +74,25 @@ class Gqa(nn.Module):
   @nn.nowrap
   def init_cache(self, kind, batch, length, width, dtype):
     if not self.causal:
-      raise kinds.Unsupported('mixer gqa(causal=False) cannot decode token by token; use causal=True')
+      raise kinds.Unsupported(
+        'mixer gqa(causal=False) cannot decode token by token; use causal=True'
+      )
     _, kv_heads = self.sizes(width)
-    return kind.obj(batch=batch, length=length, heads=kv_heads, head_dim=self.head_dim, dtype=dtype,
-                    window=self.window, **dict(kind.args))
+    return kind.obj(
+      batch=batch,
+      length=length,
+      heads=kv_heads,
+      head_dim=self.head_dim,
+      dtype=dtype,
+      window=self.window,
+      **dict(kind.args),
+    )
 
   @nn.nowrap
   def mixing_flops(self, width, length):
-    """q.k and weights.v: 4 x heads x head_dim FLOPs a pair; a token pairs with `length` keys, or those the mask allows."""
+    """q.k and weights.v: 4 x heads x head_dim FLOPs a pair; a token pairs with `length` keys, or
+    those the mask allows.
+    """
     heads, _ = self.sizes(width)
     reach = min(self.window or length, length)
     if self.causal:  # token t sees min(t + 1, reach) keys
@@ -83,7 +106,9 @@ class Gqa(nn.Module):
     if ctx.memory is not None:
       raise kinds.Unsupported('mixer gqa has no cross-attention')
     if cache is not None and not self.causal:
-      raise kinds.Unsupported('mixer gqa(causal=False) cannot decode token by token; use causal=True')
+      raise kinds.Unsupported(
+        'mixer gqa(causal=False) cannot decode token by token; use causal=True'
+      )
     if ctx.segments_BT is not None:  # nothing of padding may reach a sum, not even NaN * 0
       x_BTD = jnp.where((ctx.segments_BT > 0)[..., None], x_BTD, 0)
     width = x_BTD.shape[-1]
@@ -91,24 +116,53 @@ class Gqa(nn.Module):
     position = ctx.scheme.position if self.position is None else self.position(parent=None)
 
     def project(name, axis, n):
-      return params.dense(ctx, name, dict(embed=width), {axis: n, 'head_dim': self.head_dim}, bias=self.bias)(x_BTD)
+      return params.dense(
+        ctx, name, dict(embed=width), {axis: n, 'head_dim': self.head_dim}, bias=self.bias
+      )(x_BTD)
 
-    q_BTHK, k_BTGK, v_BTGK = project('q', 'heads', heads), project('k', 'kv_heads', kv_heads), project('v', 'kv_heads', kv_heads)
+    q_BTHK, k_BTGK, v_BTGK = (
+      project('q', 'heads', heads),
+      project('k', 'kv_heads', kv_heads),
+      project('v', 'kv_heads', kv_heads),
+    )
     if self.qk_norm is not None:
-      q_BTHK, k_BTGK = self.qk_norm(name='norm_q')(q_BTHK, ctx), self.qk_norm(name='norm_k')(k_BTGK, ctx)
+      q_BTHK, k_BTGK = (
+        self.qk_norm(name='norm_q')(q_BTHK, ctx),
+        self.qk_norm(name='norm_k')(k_BTGK, ctx),
+      )
     q_BTHK = remat.tag(position.rotate(q_BTHK, ctx.positions_BT), 'qkv')
-    k_BTGK, v_BTGK = remat.tag(position.rotate(k_BTGK, ctx.positions_BT), 'qkv'), remat.tag(v_BTGK, 'qkv')
+    k_BTGK, v_BTGK = (
+      remat.tag(position.rotate(k_BTGK, ctx.positions_BT), 'qkv'),
+      remat.tag(v_BTGK, 'qkv'),
+    )
 
     k_pos, k_seg = ctx.positions_BT, ctx.segments_BT
     if cache is not None:
       segments = jnp.ones_like(ctx.positions_BT) if k_seg is None else k_seg
-      cache, (k_BTGK, v_BTGK, k_pos, k_seg) = cache.append(k_BTGK, v_BTGK, ctx.positions_BT, segments)
+      cache, (k_BTGK, v_BTGK, k_pos, k_seg) = cache.append(
+        k_BTGK, v_BTGK, ctx.positions_BT, segments
+      )
     y_BTHK = attention(
-        q_BTHK, k_BTGK.astype(q_BTHK.dtype), v_BTGK.astype(q_BTHK.dtype),
-        q_positions=ctx.positions_BT, k_positions=k_pos, q_segments=ctx.segments_BT, k_segments=k_seg,
-        aligned=cache is None, causal=self.causal, window=self.window, cap=self.cap,
-        scale=self.scale or ctx.scheme.init.attention_scale(self.head_dim),
-        bias=position.bias(heads, ctx.positions_BT, k_pos))
-    y = params.dense(ctx, 'out', {'heads': heads, 'head_dim': self.head_dim}, dict(embed=width),
-                     role='residual', bias=self.bias)(y_BTHK)
+      q_BTHK,
+      k_BTGK.astype(q_BTHK.dtype),
+      v_BTGK.astype(q_BTHK.dtype),
+      q_positions=ctx.positions_BT,
+      k_positions=k_pos,
+      q_segments=ctx.segments_BT,
+      k_segments=k_seg,
+      aligned=cache is None,
+      causal=self.causal,
+      window=self.window,
+      cap=self.cap,
+      scale=self.scale or ctx.scheme.init.attention_scale(self.head_dim),
+      bias=position.bias(heads, ctx.positions_BT, k_pos),
+    )
+    y = params.dense(
+      ctx,
+      'out',
+      {'heads': heads, 'head_dim': self.head_dim},
+      dict(embed=width),
+      role='residual',
+      bias=self.bias,
+    )(y_BTHK)
     return y, cache, {}

@@ -1,6 +1,7 @@
 """Layer norm: y = g (x - mean(x)) / sqrt(var(x) + eps) + b, over the last axis.
 
-Ba, Kiros and Hinton, 2016 (arXiv:1607.06450). Invariant to the scale and to a shift of x (up to eps). Statistics in float32.
+Ba, Kiros and Hinton, 2016 (arXiv:1607.06450). Invariant to the scale and to a shift of x (up to
+eps). Statistics in float32.
 eps = 1e-5 is PyTorch's and GPT-2's default.
 """
 
@@ -15,7 +16,9 @@ from lmjax.parallel.facts import Fact
 from lmjax.registry import register
 
 
-@functools.partial(jax.checkpoint, static_argnums=3)  # keeps x alone for the backward pass, not also x centred and scaled
+@functools.partial(
+  jax.checkpoint, static_argnums=3
+)  # keeps x alone for the backward pass, not also x centred and scaled
 def layer_norm(x, scale, bias, eps: float):
   x32 = x.astype(jnp.float32)
   centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -38,6 +41,14 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x, ctx):
     shape = x.shape[-1:]
-    g = params.param(self, 'scale', shape, Fact((None,), (), 'norm'), ctx.scheme) if self.scale else None
-    b = params.param(self, 'bias', shape, Fact((None,), (), 'bias'), ctx.scheme) if self.bias else None
+    g = (
+      params.param(self, 'scale', shape, Fact((None,), (), 'norm'), ctx.scheme)
+      if self.scale
+      else None
+    )
+    b = (
+      params.param(self, 'bias', shape, Fact((None,), (), 'bias'), ctx.scheme)
+      if self.bias
+      else None
+    )
     return layer_norm(x, g, b, self.eps)

@@ -1,7 +1,7 @@
 """A linear penalty on distance: logits(t, s) += -m_h |t - s|, with m_h = 2^(-8h/H) for h = 1 ... H.
 
-Press, Smith and Lewis, 2021 (arXiv:2108.12409). For H not a power of two the slopes of the next lower power are used, then every other one
-of the next higher, as in the paper's code.
+Press, Smith and Lewis, 2021 (arXiv:2108.12409). For H not a power of two the slopes of the next
+lower power are used, then every other one of the next higher, as in the paper's code.
 """
 
 import math
@@ -16,12 +16,14 @@ from lmjax.registry import register
 
 def slopes(heads: int) -> np.ndarray:
   """m_h, float64 (heads,)."""
+
   def of(n):
     return 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+
   power = 2 ** int(math.log2(heads))
   if power == heads:
     return of(heads)
-  return np.concatenate([of(power), of(2 * power)[0::2][:heads - power]])
+  return np.concatenate([of(power), of(2 * power)[0::2][: heads - power]])
 
 
 @register('position', relative=True)

@@ -2,7 +2,8 @@
 
 Gehring et al., 2017 (arXiv:1705.03122), section 3.1; GPT-2, BERT.
 
-Positions beyond the table cannot be honoured: a longer row than `config.data.length` is refused when the model is built.
+Positions beyond the table cannot be honoured: a longer row than `config.data.length` is refused
+when the model is built.
 """
 
 import flax.linen as nn
@@ -30,5 +31,7 @@ class Learned(_base.Position):
     table = params.param(self, 'table', (self.length, x_BTD.shape[-1]), fact, ctx.scheme)
     table = shard.gather(table, fact.names).astype(x_BTD.dtype)
     if shard.is_explicit():
-      return x_BTD + table.at[ctx.positions_BT].get(out_sharding=shard.spec(('batch', 'time', 'width')))
+      return x_BTD + table.at[ctx.positions_BT].get(
+        out_sharding=shard.spec(('batch', 'time', 'width'))
+      )
     return x_BTD + table[ctx.positions_BT]

@@ -1,10 +1,12 @@
-"""Rotary positions: pairs of coordinates of q and k turn by the angle p * base^(-2i/K), so q.k depends on distance alone.
+"""Rotary positions: pairs of coordinates of q and k turn by the angle p * base^(-2i/K), so q.k
+depends on distance alone.
 
-Su et al., 2021 (arXiv:2104.09864). `pairs='half'` joins coordinate i with i + K/2 (GPT-NeoX, Llama in Hugging Face's layout),
-'interleaved' joins 2i with 2i + 1 (the paper, Meta's Llama weights). `fraction` rotates only the first part of each head
-(GPT-NeoX: 0.25). Longer contexts: `scaling='linear'` divides positions by `factor` (Chen et al., 2023, arXiv:2306.15595); 'ntk'
-raises the base by factor^(K/(K-2)); 'llama3' stretches only slow waves (Llama 3.1: factor 8, low 1, high 4, original 8192).
-Angles are float32; a float32 angle at position 1e5 still errs by less than 0.01.
+Su et al., 2021 (arXiv:2104.09864). `pairs='half'` joins coordinate i with i + K/2 (GPT-NeoX, Llama
+in Hugging Face's layout), 'interleaved' joins 2i with 2i + 1 (the paper, Meta's Llama weights).
+`fraction` rotates only the first part of each head (GPT-NeoX: 0.25). Longer contexts:
+`scaling='linear'` divides positions by `factor` (Chen et al., 2023, arXiv:2306.15595); 'ntk' raises
+the base by factor^(K/(K-2)); 'llama3' stretches only slow waves (Llama 3.1: factor 8, low 1, high
+4, original 8192). Angles are float32; a float32 angle at position 1e5 still errs by less than 0.01.
 """
 
 import math
@@ -18,7 +20,9 @@ from lmjax.models.positions import _base
 from lmjax.registry import register
 
 
-def rates(size: int, base: float, scaling, factor: float, low: float, high: float, original: int) -> np.ndarray:
+def rates(
+  size: int, base: float, scaling, factor: float, low: float, high: float, original: int
+) -> np.ndarray:
   """Radians per position of each pair, float64 (size // 2,)."""
   if scaling == 'ntk':
     base = base * factor ** (size / (size - 2))
@@ -60,7 +64,9 @@ class Rope(_base.Position):
   def rotate(self, x_BTHK, positions_BT):
     size = int(x_BTHK.shape[-1] * self.fraction) // 2 * 2
     if size < 2:
-      raise ValueError(f'rope: head_dim {x_BTHK.shape[-1]} leaves no pair to rotate (fraction={self.fraction})')
+      raise ValueError(
+        f'rope: head_dim {x_BTHK.shape[-1]} leaves no pair to rotate (fraction={self.fraction})'
+      )
     r = rates(size, self.base, self.scaling, self.factor, self.low, self.high, self.original)
     angles = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(r, jnp.float32)
     sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
@@ -71,4 +77,8 @@ class Rope(_base.Position):
     else:
       a, b = turned[..., 0::2], turned[..., 1::2]
       out = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
-    return jnp.concatenate([out.astype(x_BTHK.dtype), kept], axis=-1) if kept.shape[-1] else out.astype(x_BTHK.dtype)
+    return (
+      jnp.concatenate([out.astype(x_BTHK.dtype), kept], axis=-1)
+      if kept.shape[-1]
+      else out.astype(x_BTHK.dtype)
+    )

@@ -1,7 +1,9 @@
-"""Fixed waves added to the embedding: PE(p, 2i) = sin(p / base^(2i/D)), PE(p, 2i+1) = cos(p / base^(2i/D)).
+"""Fixed waves added to the embedding: PE(p, 2i) = sin(p / base^(2i/D)), PE(p, 2i+1) = cos(p /
+base^(2i/D)).
 
-Vaswani et al., 2017 (arXiv:1706.03762), section 3.5; base = 10000 there. `scale` multiplies the waves: with embeddings of standard deviation
-0.02 waves of size 1 would drown the tokens, which the paper avoids by scaling embeddings with sqrt(D).
+Vaswani et al., 2017 (arXiv:1706.03762), section 3.5; base = 10000 there. `scale` multiplies the
+waves: with embeddings of standard deviation 0.02 waves of size 1 would drown the tokens, which the
+paper avoids by scaling embeddings with sqrt(D).
 """
 
 import jax.numpy as jnp
@@ -26,4 +28,6 @@ class Sinusoidal(_base.Position):
   scale: float = 0.02
 
   def __call__(self, x_BTD, ctx):
-    return x_BTD + (self.scale * waves(ctx.positions_BT, x_BTD.shape[-1], self.base)).astype(x_BTD.dtype)
+    return x_BTD + (self.scale * waves(ctx.positions_BT, x_BTD.shape[-1], self.base)).astype(
+      x_BTD.dtype
+    )

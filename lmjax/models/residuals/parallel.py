@@ -1,7 +1,7 @@
 """Parallel residual: x <- x + mixer(norm(x)) + ffn(norm'(x)).
 
-GPT-J (one shared norm, `shared_norm=True`) and GPT-NeoX (two norms, section 2.1 of arXiv:2204.06745). PaLM reports about
-15 % more speed at large scale (arXiv:2204.02311, section 2).
+GPT-J (one shared norm, `shared_norm=True`) and GPT-NeoX (two norms, section 2.1 of
+arXiv:2204.06745). PaLM reports about 15 % more speed at large scale (arXiv:2204.02311, section 2).
 """
 
 import flax.linen as nn

@@ -1,7 +1,8 @@
 """Post-norm residual: x <- norm(x + mixer(x)); x <- norm(x + ffn(x)).
 
-Vaswani et al., 2017 (arXiv:1706.03762); BERT. The stack's output is already normed: set `model.final_norm=''`. Trains less
-stably than `pre` without warm-up (Xiong et al., 2020, arXiv:2002.04745).
+Vaswani et al., 2017 (arXiv:1706.03762); BERT. The stack's output is already normed: set
+`model.final_norm=''`. Trains less stably than `pre` without warm-up (Xiong et al., 2020,
+arXiv:2002.04745).
 """
 
 import flax.linen as nn
@@ -23,4 +24,8 @@ class Post(_wiring.Layer):
     y, cache, mixed = self.mix(x, ctx, cache)
     x = _wiring.place(self.norm(name='norm_mixer')(x + drop(y), ctx))
     y, fed = self.feed(x, ctx)
-    return _wiring.place(self.norm(name='norm_ffn')(x + drop(y), ctx)), cache, _wiring.join(mixed, fed)
+    return (
+      _wiring.place(self.norm(name='norm_ffn')(x + drop(y), ctx)),
+      cache,
+      _wiring.join(mixed, fed),
+    )

@@ -1,6 +1,7 @@
 """Pre-norm residual: x <- x + mixer(norm(x)); x <- x + ffn(norm(x)).
 
-Xiong et al., 2020 (arXiv:2002.04745); GPT-2 and nearly all decoders since. Needs a final norm on the output of the stack.
+Xiong et al., 2020 (arXiv:2002.04745); GPT-2 and nearly all decoders since. Needs a final norm on
+the output of the stack.
 """
 
 import flax.linen as nn
