@@ -3,8 +3,8 @@ everywhere.
 
 command: python -m lmjax.main --config=gpt2:124M --workdir=DIR --config.data.train='tokens(path="T")'
   --config.data.tokenizer='bpe(path="GPT2")' --config.data.valid=''
-sizes: tiny (0.9M), 124M, 350M, 774M, 1558M, as in Radford et al., 2019; `tiny` runs on a laptop with
-  the bundled corpus
+sizes: tiny (0.9M), 124M, 350M, 774M, 1558M, as in Radford et al., 2019; `tiny` runs on a laptop
+  with the bundled corpus
 recipe: nanoGPT's for OpenWebText: batches of about 0.5M tokens, 1024 a row, AdamW 6e-4 (b2 0.95,
   decay 0.1, clip 1), 600k steps, cosine to a tenth
 expect: about 2.85 nats a token on OpenWebText for 124M (nanoGPT's README); not measured here

@@ -2,7 +2,6 @@
 failures.
 """
 
-import json
 import logging
 import os
 import signal

@@ -221,7 +221,7 @@ def test_workdir_of_another_config(finished, capsys):
   workdir, data = finished
   before = sorted((str(p), p.stat().st_mtime_ns) for p in workdir.rglob('*') if p.is_file())
   assert run(workdir, *data, '--config.peak_lr=0.5') == 2
-  assert 'peak_lr is 0.002 there and 0.5 here' in capsys.readouterr().err
+  assert 'peak_lr is 0.003 there and 0.5 here' in capsys.readouterr().err
   assert sorted((str(p), p.stat().st_mtime_ns) for p in workdir.rglob('*') if p.is_file()) == before
 
 

@@ -3,8 +3,8 @@
   loss = sum_t w_t [ (1 - s) nll_t + s mean_v(lse_t - z_tv) + z_loss lse_t^2 ]
   nll_t = lse(z_t) - z_t[x_{t+1}]
 
-w_t = 1 where x_{t+1} belongs to the same document as x_t and neither is padding. Natural logarithms:
-nats a token.
+w_t = 1 where x_{t+1} belongs to the same document as x_t and neither is padding. Natural
+logarithms: nats a token.
 z-loss: PaLM (Chowdhery et al., 2022, arXiv:2204.02311, section 5) with 1e-4. Label smoothing:
 Szegedy et al., 2016 (arXiv:1512.00567). The reported `nll` is the plain negative log-likelihood
 whatever is added to the objective.
