@@ -216,14 +216,22 @@ def load(workdir: str) -> tuple[build_lib.Run, Any, Any, int]:
 
 
 def language_model(run: build_lib.Run, params, vars):
+  """The model as evals see it. Only a token that stood before text in training may stand there now.
+
+  That is bos with `data.bos`; without it eos, where rows run across documents; else nothing does,
+  and the first token of a text is not scored.
+  """
   from lmjax import lm
 
+  d, tok = run.config['data'], run.tokenizer
+  prefix = tok.bos if d['bos'] else tok.eos if d['eos'] and not d['mask_documents'] else None
   return lm.LM(
     run.architecture,
     {'params': params, **vars},
-    run.tokenizer,
+    tok,
     length=run.length,
-    bos=run.config['data']['bos'],
+    prefix=prefix,
+    bos=d['bos'] and prefix is not None,
   )
 
 

@@ -106,9 +106,9 @@ def test_the_step_is_gradient_descent_by_hand():
   for name, want in dict(
     lr=0.5,
     applied=1.0,
-    grad_norm=optax.global_norm(grads),
-    param_norm=optax.global_norm(params()),
-    update_norm=0.5 * optax.global_norm(grads),
+    grad_norm=optax.tree.norm(grads),
+    param_norm=optax.tree.norm(params()),
+    update_norm=0.5 * optax.tree.norm(grads),
   ).items():
     assert float(metrics[name][0]) == pytest.approx(float(want), rel=1e-5), name
     assert float(metrics[name][1]) == 1.0

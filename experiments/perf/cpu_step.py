@@ -1,7 +1,6 @@
 """Training step on the CPU: lmjax against PyTorch, the same tiny GPT, in one interleaved run.
 
-command: python experiments/perf/cpu_step.py           the race; writes cpu_step.json beside this file
-         python experiments/perf/cpu_step.py --pieces  CPU time of the parts of lmjax's step
+command: python experiments/perf/cpu_step.py   (writes cpu_step.json beside this file)
 
 The model: 4 layers, width 256, 4 heads of 64, T = 256, bytes, float32, RMS norm, GELU (tanh) of
 1024, learned positions, tied embeddings, AdamW, 16 rows a step. lmjax runs its real step: documents
@@ -10,15 +9,17 @@ forward, backward and a `foreach` AdamW, eager and under torch.compile, and does
 three.
 
 Every contestant is a live process. They take turns, a few steps each, so that whatever else the
-machine does hits all alike: only ratios between turns of one round, and CPU seconds, mean anything;
-tokens a second hold for this machine at this hour.
+machine does hits all alike: only ratios between turns of one round mean anything; tokens a second
+hold for this machine at this hour. On a busy machine even a ratio is unfair, because PyTorch's
+threads wait for each other by spinning: rounds go on until enough of them were quiet for both sides
+of every ratio, and only those count (all, where fewer than three were). `--cores 1` races without that, one thread each on one core; there CPU seconds can be
+compared whatever the load.
 
 `NAME+heap` is the same contestant with a malloc that keeps what is freed, see `keep_heap`.
 """
 
 import argparse
 import contextlib
-import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -29,9 +30,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
-LAYERS, WIDTH, HEADS, LENGTH, VOCAB, HIDDEN = 4, 256, 4, 256, 256, 1024
+from cpu_contestants import LENGTH, cores, worker
+
 CONTESTANTS = (
   'lmjax+heap',
   'lmjax',
@@ -42,266 +43,11 @@ CONTESTANTS = (
   'torch-compile',
 )
 BASE = 'torch-compile'
-
-
-# ------------------------------------------------------------------ the contestants
-
-
-def keep_heap() -> bool:
-  """Makes glibc's malloc keep and reuse freed memory; False where there is no glibc.
-
-  XLA:CPU allocates the scratch memory of a program anew for each call. Blocks of that size come
-  straight from the kernel, page by page, zeroed, and go back to it at the end. One arena, no mmap
-  and no trimming leave them in the process.
-  """
-  arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (OSError, AttributeError, TypeError):
-    return False
-  return all([mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, -1)])
-
-
-def lmjax_run(kind: str, rows: int, overrides):
-  """(the built run, its first state, a batch of random bytes, a key)."""
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-  import jax
-  import numpy as np
-  from lmjax import build, config
-
-  settings = {
-    'steps': '1000000',
-    'batch_tokens': str(rows * LENGTH),
-    'data.length': str(LENGTH),
-    'peak_lr': '1e-3',
-    'data.tokenizer': 'bytes(specials=False)',
-    'optim': 'adam(b2=0.999) | decay(rate=1e-4)',
-    'model.width': str(WIDTH),
-    'model.depth': str(LAYERS),
-    'model.position': 'learned()',
-    'model.mixer': f'gqa(head_dim={WIDTH // HEADS})',
-    'model.ffn': f'gelu(hidden={HIDDEN})',
-    'model.unroll': '1' if kind.endswith('scan') else str(LAYERS),
-  }
-  found = list(settings.items()) + [tuple(o.split('=', 1)) for o in overrides]
-  run = build.build(config.resolve(config.load('quickstart', found)))
-  state = run.init(jax.random.key(0))
-  tokens = (
-    np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + run.lookahead)).astype(np.int32)
-  )
-  batch = dict(
-    tokens=tokens,
-    segments=np.ones_like(tokens),
-    positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
-  )
-  return run, state, jax.device_put(batch), jax.random.key(1)
-
-
-def lmjax_step(kind: str, rows: int, overrides):
-  """(one(): runs a step and returns the loss as a device value, parameters)."""
-  run, state, batch, key = lmjax_run(kind, rows, overrides)
-  import jax
-  from lmjax import build
-
-  step = jax.jit(run.step, donate_argnums=0)
-
-  def one():
-    nonlocal state
-    state, metrics = step(state, batch, key)
-    return metrics['nll'][0] / metrics['nll'][1]
-
-  return one, build.counts(run)['total']
-
-
-def torch_model(torch):
-  nn, F = torch.nn, torch.nn.functional
-
-  class Norm(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.scale = nn.Parameter(torch.ones(WIDTH))
-
-    def forward(self, x):
-      return F.rms_norm(x, (WIDTH,), self.scale, 1e-6)
-
-  class Block(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.norm_mixer, self.norm_ffn = Norm(), Norm()
-      self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-      self.up, self.down = (
-        nn.Linear(WIDTH, HIDDEN, bias=False),
-        nn.Linear(HIDDEN, WIDTH, bias=False),
-      )
-
-    def forward(self, x):
-      y, (rows, steps, _) = self.norm_mixer(x), x.shape
-      q, k, v = (
-        f(y).view(rows, steps, HEADS, WIDTH // HEADS).transpose(1, 2)
-        for f in (self.q, self.k, self.v)
-      )
-      y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-      x = x + self.out(y.transpose(1, 2).reshape(rows, steps, WIDTH))
-      return x + self.down(F.gelu(self.up(self.norm_ffn(x)), approximate='tanh'))
-
-  class Gpt(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.table, self.position = (
-        nn.Embedding(VOCAB, WIDTH),
-        nn.Parameter(torch.empty(LENGTH, WIDTH)),
-      )
-      self.blocks, self.final_norm = nn.ModuleList(Block() for _ in range(LAYERS)), Norm()
-      for p in self.parameters():
-        if p.dim() == 2:
-          nn.init.normal_(p, std=0.02)
-
-    def forward(self, tokens):
-      x = self.table(tokens) + self.position[: tokens.shape[1]]
-      for block in self.blocks:
-        x = block(x)
-      return self.final_norm(x) @ self.table.weight.T
-
-  return Gpt()
-
-
-def torch_step(kind: str, rows: int, overrides):
-  """(one(): runs a step and returns the loss, parameters)."""
-  del overrides
-  import numpy as np
-  import torch
-
-  torch.manual_seed(0)
-  torch.set_num_threads(cores())
-  model = torch_model(torch)
-  optim = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, foreach=True)
-  data = torch.from_numpy(np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + 1)))
-
-  def loss_fn(tokens):
-    logits = model(tokens[:, :-1])
-    return torch.nn.functional.cross_entropy(logits.view(-1, VOCAB), tokens[:, 1:].reshape(-1))
-
-  run = torch.compile(loss_fn) if kind.startswith('torch-compile') else loss_fn
-
-  def one():
-    optim.zero_grad(set_to_none=True)
-    loss = run(data)
-    loss.backward()
-    optim.step()
-    return loss
-
-  return one, sum(p.numel() for p in model.parameters())
-
-
-def worker(kind: str, rows: int, overrides):
-  """Says how it stands, then for each number on standard input runs that many steps and answers
-  with their times.
-  """
-  say = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print must not mix with the answers
-  kind, _, heap = kind.partition('+')
-  if heap and not keep_heap():
-    raise OSError('this C library has no mallopt')
-  begun = time.monotonic()
-  one, size = (lmjax_step if kind.startswith('lmjax') else torch_step)(kind, rows, overrides)
-  float(one())
-  first = time.monotonic() - begun
-  float(one())
-  print(json.dumps(dict(params=size, first_step_s=round(first, 2))), file=say, flush=True)
-  for line in sys.stdin:
-    wall, cpu = time.monotonic(), time.process_time()
-    for _ in range(int(line)):
-      loss = one()
-    loss = float(loss)
-    print(
-      json.dumps(dict(wall=time.monotonic() - wall, cpu=time.process_time() - cpu, loss=loss)),
-      file=say,
-      flush=True,
-    )
-
-
-# ------------------------------------------------------------------ the parts of the step
-
-
-def pieces(rows: int, overrides):
-  """Prints CPU milliseconds, the least of several calls, of parts of lmjax's step, each compiled on
-  its own.
-  """
-  keep_heap()
-  run, state, batch, key = lmjax_run('lmjax', rows, overrides)
-  import jax
-  import jax.numpy as jnp
-  import optax
-
-  loss = lambda p: run.objective.loss(p, state.vars, batch, key).sum / (rows * LENGTH)
-  grads = jax.jit(jax.grad(loss))(state.params)
-
-  def update(state, grads):
-    updates, opt = run.tx.update(
-      grads, state.opt, state.params, value=0.0, obj_fn=None, sample_fn=None, rng=key
-    )
-    return (
-      updates,
-      opt,
-      optax.apply_updates(state.params, jax.tree.map(lambda u: -1e-3 * u, updates)),
-    )
-
-  def with_norms(state, grads):
-    updates, opt, params = update(state, grads)
-    return opt, params, [optax.global_norm(t) for t in (updates, grads, state.params)]
-
-  def with_guard(state, grads):
-    opt, params, norms = with_norms(state, grads)
-    return jax.tree.map(
-      lambda a, b: jnp.where(jnp.isfinite(sum(norms)), a, b),
-      (opt, params),
-      (state.opt, state.params),
-    ), norms
-
-  whole = cpu_ms(run.step, state, batch, key)
-  for name, ms in (
-    ('whole step, without donation', whole),
-    ('forward', cpu_ms(loss, state.params)),
-    ('forward and gradient', cpu_ms(jax.grad(loss), state.params)),
-    ('optimizer', cpu_ms(lambda s, g: update(s, g)[1:], state, grads)),
-    ('optimizer, norms', cpu_ms(with_norms, state, grads)),
-    ('optimizer, norms, guard', cpu_ms(with_guard, state, grads)),
-  ):
-    print(f'{name:30s} {ms:8.1f} ms  {100 * ms / whole:5.1f} %', flush=True)
-  x, w, dy = (
-    jnp.ones((rows * LENGTH, WIDTH)),
-    jnp.ones((WIDTH, HIDDEN)),
-    jnp.ones((rows * LENGTH, HIDDEN)),
-  )
-  gflop = 2e-9 * x.shape[0] * w.size
-  for name, ms in (
-    ('product x W', cpu_ms(jnp.matmul, x, w)),
-    ('gradient of x', cpu_ms(lambda w, dy: dy @ w.T, w, dy)),
-    ('gradient of a wide W', cpu_ms(lambda x, dy: x.T @ dy, x, dy)),
-    ('gradient of a tall W', cpu_ms(lambda x, dy: dy.T @ x, x, dy)),
-  ):
-    print(f'{name:30s} {ms:8.1f} ms  {gflop / ms * 1e3:5.0f} GFLOP/s a core')
-
-
-def cpu_ms(fn, *args, calls: int = 12) -> float:
-  import jax
-
-  fn = jax.jit(fn)
-  jax.block_until_ready(fn(*args))
-  found = []
-  for _ in range(calls):
-    begun = time.process_time()
-    jax.block_until_ready(fn(*args))
-    found.append(time.process_time() - begun)
-  return 1e3 * min(found)
-
-
-# ------------------------------------------------------------------ the race
-
-
-def cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+PAIRS = (
+  ('lmjax-scan', 'lmjax'),
+  ('lmjax-scan+heap', 'lmjax+heap'),
+  ('lmjax+heap', 'torch-compile+heap'),
+)
 
 
 def start(kind: str, flags):
@@ -309,6 +55,7 @@ def start(kind: str, flags):
   if kind.startswith('torch') and importlib.util.find_spec('torch') is None:
     return None, 'torch is not installed'
   command = [sys.executable, __file__, '--worker', kind, '--rows', str(flags.rows)]
+  command += ['--cores', str(flags.cores)]
   if kind.startswith('lmjax'):
     command += [f'--set={o}' for o in flags.set]
   errors = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
@@ -341,29 +88,67 @@ def race(flags):
         flush=True,
       )
     turns = {kind: [] for kind in live}
-    for n in range(flags.rounds):
+    for n in range(flags.most_rounds if live else 0):
       for kind, process in live.items():
-        process.stdin.write(f'{flags.steps}\n')
-        process.stdin.flush()
-        turns[kind].append(json.loads(process.stdout.readline()))
-      print(
-        f'round {n}: '
-        + '  '.join(f'{k} {t[-1]["wall"] / flags.steps:.3f} s' for k, t in turns.items()),
-        flush=True,
-      )
+        turns[kind].append(turn(process, flags))
+      text = '  '.join(f'{k} {t[-1]["wall"] / flags.steps:.3f} s' for k, t in turns.items())
+      print(f'round {n}: {text}', flush=True)
+      if enough(turns, flags.rounds):
+        break
   return said, missing, turns
 
 
+def turn(process, flags) -> dict:
+  """Seconds, CPU seconds and loss of a turn, and the share of all cores that others used."""
+  busy = busy_seconds()
+  process.stdin.write(f'{flags.steps}\n')
+  process.stdin.flush()
+  found = json.loads(process.stdout.readline())
+  others = max(0.0, busy_seconds() - busy - found['cpu'])
+  return found | dict(others=others / found['wall'] / (os.cpu_count() or 1))
+
+
+def busy_seconds() -> float:
+  """CPU seconds that all processes of this machine have used; 0 where that is unknown."""
+  with contextlib.suppress(OSError):
+    words = pathlib.Path('/proc/stat').read_text().split('\n')[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, words)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
+  return 0.0
+
+
+def quiet(turns, *kinds: str) -> list[int]:
+  """Rounds in which all others used less than a twentieth of the machine while these had turns."""
+  found = [turns[k] for k in kinds]
+  return [n for n, ts in enumerate(zip(*found)) if all(t['others'] < 0.05 for t in ts)]
+
+
+def counted(turns, *kinds: str):
+  """The turns of these contestants in quiet rounds; in all rounds where fewer than three were."""
+  kept = quiet(turns, *kinds)
+  return [turns[k] if len(kept) < 3 else [turns[k][n] for n in kept] for k in kinds]
+
+
+def enough(turns, rounds: int) -> bool:
+  return all(len(quiet(turns, k, BASE if BASE in turns else k)) >= rounds for k in turns)
+
+
 def ratio(turns, a: str, b: str, key: str = 'wall'):
-  """How many times faster a is than b: median, smallest and largest of the ratios of each round."""
-  found = [y[key] / x[key] for x, y in zip(turns[a], turns[b])]
-  return dict(median=statistics.median(found), min=min(found), max=max(found))
+  """How many times faster a is than b: median, smallest and largest over the rounds that count."""
+  found = [y[key] / x[key] for x, y in zip(*counted(turns, a, b))]
+  return dict(
+    median=statistics.median(found),
+    min=min(found),
+    max=max(found),
+    quiet_rounds=len(quiet(turns, a, b)),
+  )
 
 
 def summary(turns, flags):
   """Rows of the table: speed of every contestant, and against BASE."""
   out = {}
-  for kind, found in turns.items():
+  for kind in turns:
+    (found,) = counted(turns, kind)
     wall = [t['wall'] / flags.steps for t in found]
     row = dict(
       tokens_per_second=flags.rows * LENGTH / statistics.median(wall),
@@ -377,21 +162,19 @@ def summary(turns, flags):
 
 
 def show(table, turns):
-  print(f'\n{"":20s} tokens/s  CPU-s/step  x {BASE} (min to max)    by CPU time')
+  print(f'\n{"":20s} tokens/s  CPU-s/step  x {BASE} (min to max; quiet rounds)   by CPU time')
   for kind, row in table.items():
     line = f'{kind:20s} {row["tokens_per_second"]:8,.0f}  {row["cpu_seconds_per_step"]:10.3f}'
     if 'ratio' in row:
-      r, c = row['ratio'], row['cpu_ratio']
-      line += f'  {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})          {c["median"]:.2f}'
+      line += f'  {words(row["ratio"])}   {row["cpu_ratio"]["median"]:.2f}'
     print(line)
-  for a, b in (
-    ('lmjax-scan', 'lmjax'),
-    ('lmjax-scan+heap', 'lmjax+heap'),
-    ('lmjax+heap', 'torch-compile+heap'),
-  ):
+  for a, b in PAIRS:
     if a in turns and b in turns:
-      r = ratio(turns, a, b)
-      print(f'{a} / {b}: {r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})')
+      print(f'{a} / {b}: {words(ratio(turns, a, b))}')
+
+
+def words(r) -> str:
+  return f'{r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f}; {r["quiet_rounds"]})'
 
 
 def versions():
@@ -417,8 +200,10 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   p.add_argument('--rows', type=int, default=16, help=f'rows of {LENGTH} tokens a step')
-  p.add_argument('--rounds', type=int, default=7)
-  p.add_argument('--steps', type=int, default=4, help='steps of a turn')
+  p.add_argument('--rounds', type=int, default=7, help='quiet ones, for each contestant')
+  p.add_argument('--most-rounds', type=int, default=30, help='quiet or not')
+  p.add_argument('--cores', type=int, default=cores())
+  p.add_argument('--steps', type=int, default=3, help='steps of a turn')
   p.add_argument('--only', nargs='*', choices=CONTESTANTS)
   p.add_argument(
     '--set',
@@ -432,23 +217,23 @@ def main():
     default=str(pathlib.Path(__file__).with_name('cpu_step.json')),
     help='results; empty for none',
   )
-  p.add_argument(
-    '--pieces', action='store_true', help="CPU time of the parts of lmjax's step instead"
-  )
   p.add_argument('--worker', help=argparse.SUPPRESS)
   flags = p.parse_args()
   if flags.worker:
+    if hasattr(os, 'sched_setaffinity'):
+      os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.cores])
     return worker(flags.worker, flags.rows, flags.set)
-  if flags.pieces:
-    return pieces(flags.rows, flags.set)
   said, missing, turns = race(flags)
+  if not turns:
+    raise SystemExit('no contestant could run')
   table = summary(turns, flags)
   show(table, turns)
   if flags.out:
     result = dict(
       versions=versions(),
       rows=flags.rows,
-      rounds=flags.rounds,
+      cores=flags.cores,
+      rounds=len(next(iter(turns.values()))),
       steps=flags.steps,
       overrides=flags.set,
       started=said,
