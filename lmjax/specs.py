@@ -59,7 +59,7 @@ def _hide_paths(text: str) -> tuple[str, dict[str, str]]:
       for t in tokenize.generate_tokens(io.StringIO(text).readline)
       if t.type not in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
     ]
-  except (tokenize.TokenError, SyntaxError, IndentationError):
+  except (tokenize.TokenError, SyntaxError, ValueError):
     return text, {}  # `ast` names the fault
   out, hidden, i = [], {}, 0
   while i < len(tokens):

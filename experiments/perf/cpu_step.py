@@ -11,9 +11,9 @@ three.
 Every contestant is a live process. They take turns, a few steps each, so that whatever else the
 machine does hits all alike: only ratios between turns of one round mean anything; tokens a second
 hold for this machine at this hour. On a busy machine even a ratio is unfair, because PyTorch's
-threads wait for each other by spinning: rounds go on until enough of them were quiet for both sides
-of every ratio, and only those count (all, where fewer than three were). `--cores 1` races without that, one thread each on one core; there CPU seconds can be
-compared whatever the load.
+threads wait for each other by spinning: rounds go on until enough of them were quiet for both
+sides of every ratio, and only those count (all, where fewer than three were). `--cores 1` races
+without that, one thread each on one core; there CPU seconds can be compared whatever the load.
 
 `NAME+heap` is the same contestant with a malloc that keeps what is freed, see `keep_heap`.
 """

@@ -52,7 +52,7 @@ class Mlm:
     """
     choose, kind, fill = jax.random.split(rng, 3)
     special = jnp.zeros_like(tokens, bool)
-    for i in (self.tokenizer.bos, self.tokenizer.eos, self.tokenizer.pad):
+    for i in (self.tokenizer.bos, self.tokenizer.eos, self.tokenizer.pad, self.tokenizer.mask):
       if i is not None:
         special |= tokens == i
     chosen = (jax.random.uniform(choose, tokens.shape) < self.rate) & (segments > 0) & ~special

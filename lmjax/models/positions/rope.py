@@ -25,6 +25,10 @@ def rates(
 ) -> np.ndarray:
   """Radians per position of each pair, float64 (size // 2,)."""
   if scaling == 'ntk':
+    if size < 4:
+      raise ValueError(
+        f'rope: scaling="ntk" needs at least 4 rotated coordinates, head_dim leaves {size}'
+      )
     base = base * factor ** (size / (size - 2))
   r = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
   if scaling == 'linear':
