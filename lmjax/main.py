@@ -132,4 +132,7 @@ def run(parser, flags, overrides) -> int:
 
 
 if __name__ == '__main__':
+  from lmjax import heap
+
+  heap.keep()
   sys.exit(main())

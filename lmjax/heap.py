@@ -1,0 +1,29 @@
+"""Keeps freed memory in the process where the CPU computes.
+
+XLA:CPU allocates a program's scratch memory anew for each call. glibc takes blocks of that size from
+the kernel, page by page and zeroed, and gives them back at the end: about a quarter of the CPU time
+of a small training step. One arena, no mmap and no trimming let the next call reuse them.
+"""
+
+import ctypes
+import importlib.util
+import os
+
+ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm7_plugin')
+ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1  # malloc.h
+
+
+def keep() -> bool:
+  """Call before jax is imported. Does nothing, and returns False, where an accelerator may be used,
+  the user has set MALLOC_ variables, or the C library is not glibc.
+  """
+  cpu_only = os.environ.get('JAX_PLATFORMS') == 'cpu' or not any(
+    importlib.util.find_spec(name) for name in ACCELERATORS
+  )
+  if not cpu_only or any(k.startswith('MALLOC_') for k in os.environ):
+    return False
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError, TypeError):
+    return False
+  return all([mallopt(ARENA_MAX, 1), mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, -1)])
