@@ -249,7 +249,7 @@ def texts():
   """Text files of the project: what git knows or would add, or everything where there is no git."""
   try:
     out = subprocess.run(
-      ['git', 'ls-files', '-co', '--exclude-standard'],
+      ['git', 'ls-files'],
       cwd=ROOT,
       capture_output=True,
       text=True,
