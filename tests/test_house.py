@@ -246,7 +246,7 @@ def test_every_module_has_a_docstring(path):
 
 
 def texts():
-  """Text files of the project: what git knows or would add, or everything where there is no git."""
+  """Text files of the project: what git tracks, or everything where there is no git."""
   try:
     out = subprocess.run(
       ['git', 'ls-files'],
