@@ -1,15 +1,22 @@
 """Attention for the XLA compiler: blocks of queries against blocks of keys, without those that
 nobody may see.
 
-  forward, per block of queries    z = mask(scale q.k + bias), m = max z, p = exp(z - m) / sum exp(z
-  - m), y = p v backward, per pair of blocks     p again; dp = dy.v, ds = p (dp - dy.y), dv = p^T
-  dy, dk = scale ds^T q, dq = scale ds k
+Forward, for a block of queries:
+
+  z = mask(scale q.k + bias);  m = max z;  p = exp(z - m) / sum exp(z - m);  y = p v
+
+Backward, for a pair of blocks, p made again:
+
+  dp = dy.v;  ds = p (dp - dy.y);  dv = p^T dy;  dk = scale ds^T q;  dq = scale ds k
 
 Logits exist only a block at a time and nothing of the size of (time, time) is kept for the backward
 pass, which makes p again from q, k and the row's m and sum (Dao et al., 2022, arXiv:2205.14135;
 here the softmax of a row is whole, not online). Its blocks stand (key, query): then each of its
 products contracts the last axis of its left side. XLA:CPU multiplies these up to twice as fast as
 products that contract the axis before. Other compilers do not mind.
+
+Reverse mode and forward over reverse (Hessian-vector products) work; forward mode alone does not,
+the `reference` has it.
 """
 
 import functools
@@ -21,10 +28,8 @@ import jax.numpy as jnp
 from lmjax.kernels.attention.reference import allowed
 
 BLOCK, BLOCKS = 64, 4  # positions in a block, at least; blocks that a row is cut into, at most
-NEVER, FLOOR = (
-  -2e38,
-  -1e38,
-)  # a hidden logit; the least `m`, so that a row which sees nothing has p = exp(NEVER - FLOOR) = 0
+NEVER = -2e38  # a hidden logit
+FLOOR = -1e38  # the least m, so that a row which sees nothing has p = exp(NEVER - FLOOR) = 0
 
 
 class Rule(NamedTuple):
