@@ -1,7 +1,7 @@
 """GPT-2: learned positions, layer norm before each sublayer, GELU, tied embedding, biases
 everywhere.
 
-command: python -m lmjax.main --config=gpt2:124M --workdir=DIR --config.data.train='tokens(path="T")'
+command: python -m lmjax.main --config=gpt2 --workdir=DIR --config.data.train='tokens(path="T")'
   --config.data.tokenizer='bpe(path="GPT2")' --config.data.valid=''
 sizes: tiny (0.9M), 124M, 350M, 774M, 1558M, as in Radford et al., 2019; `tiny` runs on a laptop
   with the bundled corpus

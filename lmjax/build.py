@@ -19,6 +19,7 @@ from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
 ConfigError = config_lib.ConfigError
+named = config_lib.named
 
 
 class Placement(NamedTuple):
@@ -60,11 +61,9 @@ class Run:
   def length(self) -> int:
     return self.config['data']['length']
 
-  def batch_shapes(self, rows: int | None = None):
+  def batch_shapes(self):
     """The abstract global batch."""
-    shape = (rows or self.rows, self.length + self.lookahead)
-    one = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return dict(tokens=one, segments=one, positions=one)
+    return batch_shapes(self.rows, self.length + self.lookahead)
 
   def init(self, key) -> train.State:
     """The first state; under a mesh it is created sharded."""
@@ -89,17 +88,9 @@ class Run:
     Raises ValueError naming a parameter that does not divide.
     """
     by_path = {}
-    for (path, fact), shape in zip(
-      jax.tree_util.tree_leaves_with_path(
-        self.facts, is_leaf=lambda x: isinstance(x, facts_lib.Fact)
-      ),
-      jax.tree.leaves(self.shapes),
-    ):
-      keys = tuple(k.key for k in path)[1:]
-      by_path[keys] = (
-        shape.shape,
-        Placement(*shard.pieces(mesh, fact.names, shape.shape, '/'.join(keys))),
-      )
+    for (_, *keys), fact, shape in facts_lib.items(self.facts, self.shapes):
+      placement = Placement(*shard.pieces(mesh, fact.names, shape, '/'.join(keys)))
+      by_path[tuple(keys)] = shape, placement
 
     def place(path, leaf):
       keys = tuple(getattr(k, 'key', None) for k in path)
@@ -123,18 +114,14 @@ class Run:
 
 def tokenizer(resolved: dict):
   """The tokenizer of a config. Raises ConfigError naming the key."""
-  return _named(
+  return named(
     'data.tokenizer', lambda: registry.make('tokenizer', resolved['data']['tokenizer'])()
   )
 
 
-def _named(key: str, make):
-  """Runs `make`; an error of the user's kind gets the key in front."""
-  try:
-    return make()
-  except (ValueError, OSError) as e:
-    text = str(e)
-    raise ConfigError(text if text.startswith('config.') else f'config.{key}: {text}') from e
+def batch_shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+  one = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  return dict(tokens=one, segments=one, positions=one)
 
 
 def build(resolved: dict) -> Run:
@@ -151,35 +138,26 @@ def build(resolved: dict) -> Run:
       'ids; '
       'give at least that, or 0 to follow it'
     )
-  model = _named('model', lambda: model_lib.resolve(m, vocab, d['length']))
+  model = named('model', lambda: model_lib.resolve(m, vocab, d['length']))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
   lookahead = objective_part.fact('lookahead')
   check_parts(c, model, objective_part)
-  objective = _named('objective', objective_part)
+  objective = named('objective', objective_part)
 
-  one = jax.ShapeDtypeStruct((1, d['length'] + lookahead), jnp.int32)
-  boxed = _named(
-    'model',
-    lambda: jax.eval_shape(
-      objective.init, jax.random.key(0), dict(tokens=one, segments=one, positions=one)
-    ),
-  )
+  one = batch_shapes(1, d['length'] + lookahead)
+  boxed = named('model', lambda: jax.eval_shape(objective.init, jax.random.key(0), one))
   facts, shapes = facts_lib.facts(boxed), facts_lib.unbox(boxed)
-  tx = chain(c, facts['params'], objective)
-  schedule = _named(
-    'schedule', lambda: registry.make('schedule', c['schedule'], steps=c['steps'])()
-  )
-  if any(
-    p.fact('owns_lr')
-    for _, p in registry.make_chain('optim', c['optim'], facts=facts['params']).items()
-  ):
+  optim = registry.make_chain('optim', c['optim'], facts=facts['params'])
+  tx = chain(c, optim, objective)
+  schedule = named('schedule', registry.make('schedule', c['schedule'], steps=c['steps']))
+  if any(part.fact('owns_lr') for _, part in optim.items()):
     schedule = lambda step: jnp.ones(())
   lr_factors = jax.tree.map(
     lambda f, s: model.scheme.init.lr(f, s.shape),
     facts['params'],
     shapes['params'],
-    is_leaf=lambda x: isinstance(x, facts_lib.Fact),
+    is_leaf=facts_lib.is_fact,
   )
   step = train.make_step(
     objective,
@@ -205,7 +183,7 @@ def build(resolved: dict) -> Run:
     lr_factors,
     step,
   )
-  _named(
+  named(
     'model', lambda: jax.eval_shape(step, run.state_shapes, run.batch_shapes(), jax.random.key(0))
   )
   return run
@@ -232,9 +210,8 @@ def batch_rows(c: dict) -> int:
   return rows
 
 
-def chain(c: dict, facts, objective):
+def chain(c: dict, parts: registry.Chain, objective):
   """The optimizer: a named Optax chain, so that its state is a dictionary by part."""
-  parts = registry.make_chain('optim', c['optim'], facts=facts)
   for name, part in parts.items():
     for need in part.fact('needs'):
       if need == 'sample_fn' and not hasattr(objective, 'sample'):
@@ -242,7 +219,7 @@ def chain(c: dict, facts, objective):
           f'config.optim: {name} needs sampled labels, which objective {c["objective"]!r} does not '
           'give'
         )
-  made = [(name, _named('optim', part)) for name, part in parts.items()]
+  made = [(name, named('optim', part)) for name, part in parts.items()]
   return optax.named_chain(*((n, optax.with_extra_args_support(t)) for n, t in made))
 
 

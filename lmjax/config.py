@@ -6,6 +6,7 @@ A config is an `ml_collections.ConfigDict` whose leaves are either quantities or
 """
 
 import fnmatch
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -183,6 +184,16 @@ class ConfigError(ValueError):
   """A config that cannot be used; the message names the key, the value and what is accepted."""
 
 
+def named(key: str, make, value=None):
+  """make(); its error of the user's kind gets the key (and value) in front, where it has none."""
+  try:
+    return make()
+  except (ValueError, OSError) as e:
+    text, shown = str(e), '' if value is None else f'={value!r}'
+    text = text if text.startswith('config.') else f'config.{key}{shown}: {text}'
+    raise ConfigError(text) from e
+
+
 def folder() -> pathlib.Path:
   """Where recipes can be named from: `configs/` of a checkout, or its copy in the wheel."""
   here = pathlib.Path(__file__).resolve().parent
@@ -257,7 +268,7 @@ def resolve(config) -> dict[str, Any]:
   """
   plain = config.to_dict() if isinstance(config, ConfigDict) else json.loads(json.dumps(config))
   blocks = {k.rsplit('.', 1)[0] for k in flat(plain) if fnmatch.fnmatchcase(k, 'model.blocks.*.*')}
-  known = {k for k in flat(default()) if not k.startswith('model.blocks.')} | {
+  known = {k for k in _defaults() if not k.startswith('model.blocks.')} | {
     f'{b}.{p}' for b in blocks for p in BLOCK_PARTS
   }
   for key, value in flat(plain).items():
@@ -295,7 +306,7 @@ def _resolved(key: str, value):
 
 
 def _ranged(key: str, value):
-  kind = _default_leaf(key)
+  kind = _defaults().get(key)
   if kind is not None and type(value) is not type(kind):
     if isinstance(kind, int) and isinstance(value, float) and value.is_integer():
       value = int(value)
@@ -313,13 +324,9 @@ def _ranged(key: str, value):
   return value
 
 
-def _default_leaf(key: str):
-  node = default()
-  for part in key.split('.'):
-    if not isinstance(node, ConfigDict) or part not in node:
-      return None
-    node = node[part]
-  return node
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  return flat(default())
 
 
 def fingerprint(resolved: dict) -> str:

@@ -2,7 +2,6 @@
 once.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -47,10 +46,10 @@ def held_out(step, params, vars, batches, *, bytes_per_token: float | None) -> d
     return {}
   out = metrics_lib.means(total)
   if 'nll' in out:
-    out['perplexity'] = math.exp(min(out['nll'], 700.0))
+    out['perplexity'] = metrics_lib.perplexity(out['nll'])
     out['tokens'] = float(total['nll'][1])
     if sums:
       out['nll_stderr'] = metrics_lib.ratio_stderr(sums)
     if bytes_per_token:
-      out['bits_per_byte'] = out['nll'] / math.log(2) / bytes_per_token
+      out['bits_per_byte'] = metrics_lib.bits_per_byte(out['nll'], bytes_per_token)
   return out

@@ -64,12 +64,7 @@ class Feed:
       )
 
   def _named(self, key: str, make):
-    try:
-      return make()
-    except (ValueError, OSError) as e:
-      raise config_lib.ConfigError(
-        f'config.data.{key}={self.run.config["data"][key]!r}: {e}'
-      ) from e
+    return config_lib.named(f'data.{key}', make, value=self.run.config['data'][key])
 
   def _stores(self, key: str, cache: pathlib.Path):
     """(names, weights, stores) of a sum of sources."""

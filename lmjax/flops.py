@@ -16,8 +16,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-
 from lmjax.parallel import facts as facts_lib
 
 # Dense bf16 peaks of one chip, FLOP/s, from the makers' data sheets.
@@ -59,17 +57,14 @@ def per_token(run: Any) -> Flops:
   rounds = {f'segment_{i}': s.repeats for i, s in enumerate(run.model.segments) if s.shared}
   tied = run.model.embed.fact('tied')
   matrices = 0.0
-  facts = jax.tree_util.tree_leaves_with_path(
-    run.facts['params'], is_leaf=lambda x: isinstance(x, facts_lib.Fact)
-  )
-  for (path, fact), shape in zip(facts, jax.tree.leaves(run.shapes['params'])):
+  for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
     if not fact.is_matrix or fact.role == 'position' or (fact.role == 'embed' and not tied):
       continue
-    matrices += 2.0 * math.prod(shape.shape) * rounds.get(path[0].key, 1)
+    matrices += 2.0 * math.prod(shape) * rounds.get(keys[0], 1)
   full = causal = 0.0
   for s in run.model.segments:
     for name in s.pattern:
-      mixer = dict(run.model.block(name).context)['mixer'](parent=None)
+      mixer = run.model.mixer(name)(parent=None)
       a, b = mixer.mixing_flops(run.model.width, run.length)
       full, causal = full + a * s.repeats, causal + b * s.repeats
   return Flops(matrices, full, causal)

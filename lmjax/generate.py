@@ -170,12 +170,9 @@ def _folded(seed, marks_B, turns_B):
 
 def check(architecture, prompts: Sequence[Sequence[int]], max_tokens: int):
   """Raises ValueError or Unsupported where these prompts cannot be continued by so many tokens."""
-  for name, mixer in architecture.model.mixers():
-    if not mixer.fact('cache'):
-      raise kinds.Unsupported(
-        f'model.blocks.{name}.mixer={mixer} cannot decode token by token, so this model cannot '
-        'generate text'
-      )
+  architecture.model.require(
+    'cache', 'cannot decode token by token, so this model cannot generate text'
+  )
   if max_tokens < 1:
     raise ValueError(f'max_tokens={max_tokens}: at least 1 is expected')
   limit, vocab = context_limit(architecture), architecture.model.vocab

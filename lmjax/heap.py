@@ -1,6 +1,6 @@
 """Keeps freed memory in the process where the CPU computes.
 
-XLA:CPU allocates a program's scratch memory anew for each call. glibc takes blocks of that size from
+XLA:CPU allocates a program's scratch memory anew for each call. glibc takes such blocks from
 the kernel, page by page and zeroed, and gives them back at the end: about a quarter of the CPU time
 of a small training step. One arena, no mmap and no trimming let the next call reuse them.
 """

@@ -97,12 +97,7 @@ class LM:
     bos: bool = False,
     batch_tokens: int = BATCH_TOKENS,
   ):
-    for name, mixer in architecture.model.mixers():
-      if not mixer.fact('causal'):
-        raise kinds.Unsupported(
-          f'model.blocks.{name}.mixer={mixer} looks ahead: evals by log-likelihood need a causal '
-          'model'
-        )
+    architecture.model.require('causal', 'looks ahead: evals by log-likelihood need a causal model')
     if length < 2:
       raise ValueError(f'length={length}: at least 2 tokens are expected')
     named = {'bos': tokenizer.bos, 'eos': tokenizer.eos}

@@ -2,8 +2,8 @@
 
 Invariants.
   1. The state after k updates has seen the batches 0 ... k-1; batch k is a pure function of
-     (seed, k). A checkpoint holds the state and the fingerprint of the data plan; nothing else is needed to go
-     on exactly.
+     (seed, k). A checkpoint holds the state and the fingerprint of the data plan; nothing else is
+     needed to go on exactly.
   2. The metrics of a step are fetched after the next step was dispatched, so that the device never
      waits for logging.
   3. Evaluation and sampling read the state and never change it.

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from lmjax import build as build_lib
 from lmjax import flops as flops_lib
+from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
 
 
@@ -46,16 +47,9 @@ def show(resolved: dict) -> int:
   if not console.is_terminal:
     console = Console(soft_wrap=True, highlight=False, width=200)
   shapes = Table('parameter', 'shape', 'axes', 'count', box=None)
-  facts = jax.tree_util.tree_leaves_with_path(
-    run.facts['params'], is_leaf=lambda x: hasattr(x, 'names')
-  )
-  for (path, fact), s in zip(facts, jax.tree.leaves(run.shapes['params'])):
-    shapes.add_row(
-      '/'.join(k.key for k in path),
-      str(s.shape),
-      ', '.join(str(n or '-') for n in fact.names),
-      f'{math.prod(s.shape):,}',
-    )
+  for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
+    axes = ', '.join(str(n or '-') for n in fact.names)
+    shapes.add_row('/'.join(keys), str(shape), axes, f'{math.prod(shape):,}')
   console.print(shapes)
   groups = Table('group', 'parameters', box=None)
   for name, n in build_lib.counts(run).items():

@@ -88,9 +88,9 @@ MUTATIONS = (
   ),
   ('models/ffn/swiglu.py', 'nn.silu(gate) * up', 'gate * nn.silu(up)', C + 'ffn.py'),
   (
-    'models/ffn/_size.py',
-    '-(-size // multiple_of) * multiple_of',
-    'size // multiple_of * multiple_of',
+    'models/ffn/_sized.py',
+    '-(-units // part.multiple_of) * part.multiple_of',
+    'units // part.multiple_of * part.multiple_of',
     C + 'ffn.py',
   ),
   (

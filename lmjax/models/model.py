@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lmjax import kinds
 from lmjax import specs
 from lmjax.nn.params import Scheme
 from lmjax.parallel import remat
@@ -47,10 +48,20 @@ class Model:
   def block(self, name: str) -> Part:
     return dict(self.blocks)[name]
 
-  def mixers(self):
+  def mixer(self, name: str) -> Part:
+    """The mixer of one kind of block."""
+    return dict(self.block(name).context)['mixer']
+
+  def mixers(self) -> list[tuple[str, Part]]:
     """The mixer of every kind of block that the stack uses."""
     used = {n for s in self.segments for n in s.pattern}
-    return [(name, dict(part.context)['mixer']) for name, part in self.blocks if name in used]
+    return [(name, self.mixer(name)) for name, _ in self.blocks if name in used]
+
+  def require(self, fact: str, otherwise: str):
+    """Raises kinds.Unsupported, ending in `otherwise`, where a mixer lacks a fact."""
+    for name, mixer in self.mixers():
+      if not mixer.fact(fact):
+        raise kinds.Unsupported(f'config.model.blocks.{name}.mixer={mixer} {otherwise}')
 
 
 def positive(**values):

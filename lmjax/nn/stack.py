@@ -78,7 +78,7 @@ def init_cache(model, kind, batch: int, length: int):
   """Empty caches of every layer, shaped as `run` wants them."""
 
   def one(name):
-    mixer = dict(model.block(name).context)['mixer'](parent=None)
+    mixer = model.mixer(name)(parent=None)
     return mixer.init_cache(kind, batch, length, model.width, model.dtype)
 
   def group(s):

@@ -88,6 +88,17 @@ def boxed(init, fact: Fact):
   return lambda key, shape, dtype: Box(init(key, shape, dtype), fact)
 
 
+def is_fact(x) -> bool:
+  return isinstance(x, Fact)
+
+
+def items(facts_tree, shapes):
+  """(keys, fact, shape) of every leaf of two trees of the same structure."""
+  found = jax.tree_util.tree_leaves_with_path(facts_tree, is_leaf=is_fact)
+  for (path, fact), leaf in zip(found, jax.tree.leaves(shapes), strict=True):
+    yield tuple(k.key for k in path), fact, leaf.shape
+
+
 def unbox(tree):
   return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 

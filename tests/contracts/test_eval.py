@@ -29,6 +29,9 @@ ROWS = (
 )
 
 
+LOG_HALF = -math.log(2)
+
+
 class Characters:
   """One id a character."""
 
@@ -49,7 +52,7 @@ class Fake:
   tokenizer = Characters()
   protocol = {'length': 64, 'prefix': 'bos'}
 
-  def __init__(self, told=None, token=-math.log(2), first=True):
+  def __init__(self, told=None, token=LOG_HALF, first=True):
     self.told, self.token, self.first, self.asked = told, token, first, []
 
   def loglikelihood(self, pairs):
@@ -404,7 +407,10 @@ def test_the_standard_error_is_that_of_blocks():
 
 
 def test_wikitext_is_detokenized_but_counted_as_stored(tmp_path):
-  raw = ' = Title = \n It \'s a well @-@ known ( 1 @,@ 000 @.@ 5 ) , " quoted " thing : yes ; it is . \n = = Part = = \n'
+  raw = (
+    ' = Title = \n It \'s a well @-@ known ( 1 @,@ 000 @.@ 5 ) , " quoted " thing : yes ; it is . '
+    '\n = = Part = = \n'
+  )
   clean = _wikitext.detokenize(raw)
   assert (
     clean == ' = Title =\nIt\'s a well-known (1,000.5), "quoted" thing: yes; it is.\n== Part ==\n'

@@ -101,7 +101,8 @@ DOCS = {[list(map(int, d)) for d in docs]!r}
 
 def make(split, shuffle_files=False, seed=None):
   ragged = tf.ragged.constant(DOCS, dtype=tf.int32)
-  return tf.data.Dataset.from_tensor_slices(ragged).map(lambda ids: dict(targets=tf.convert_to_tensor(ids)))
+  found = tf.data.Dataset.from_tensor_slices(ragged)
+  return found.map(lambda ids: dict(targets=tf.convert_to_tensor(ids)))
 
 seqio.TaskRegistry.add(
     {name!r}, source=seqio.FunctionDataSource(make, splits=['train']), preprocessors=[],

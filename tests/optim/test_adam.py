@@ -59,7 +59,7 @@ def test_chain_equals_adamw_of_pytorch(matrix_rate, all_rate):
     torch.nn.utils.clip_grad_norm_(theirs.values(), 2.0)
     opt.step()
     u, state = tx.update({k: jnp.asarray(x, jnp.float32) for k, x in g.items()}, state, ours)
-    ours = jax.tree.map(lambda p, d: p - lr * d, ours, u)
+    ours = jax.tree.map(lambda p, d, lr=lr: p - lr * d, ours, u)
     for k, p in theirs.items():
       np.testing.assert_allclose(ours[k], p.detach().numpy(), rtol=2e-6, atol=1e-6)
 

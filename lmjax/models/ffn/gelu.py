@@ -9,33 +9,19 @@ import functools
 import flax.linen as nn
 import jax
 
-from lmjax.models.ffn import _size
-from lmjax.nn import params
-from lmjax.parallel import remat
+from lmjax.models.ffn import _sized
 from lmjax.registry import register
 
 
 @register('ffn')
-class Gelu(nn.Module):
+class Gelu(_sized.Sized):
   """gelu(x W_up) W_down."""
 
-  mult: float = 4.0
-  hidden: int | None = None
-  multiple_of: int = 1
-  bias: bool = False
   approximate: bool = True
-
-  check = staticmethod(_size.check)
 
   @nn.compact
   def __call__(self, x, ctx):
-    width = x.shape[-1]
-    hidden = _size.hidden_size(width, self.hidden, self.mult, self.multiple_of)
-    h = params.dense(ctx, 'up', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
     # Made again for the backward pass: cheaper than to keep what its derivative needs, another
     # array of this size.
     gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=self.approximate))
-    h = remat.tag(gelu(h), 'ffn_hidden')
-    return params.dense(
-      ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias
-    )(h), {}
+    return _sized.down(self, ctx, gelu(_sized.up(self, ctx, x)), x.shape[-1]), {}

@@ -5,31 +5,20 @@ factor 4 (Llama).
 """
 
 import flax.linen as nn
+import jax
 
-from lmjax.models.ffn import _size
-from lmjax.nn import params
-from lmjax.parallel import remat
+from lmjax.models.ffn import _sized
 from lmjax.registry import register
 
 
 @register('ffn')
-class Swiglu(nn.Module):
+class Swiglu(_sized.Sized):
   """(silu(x W_gate) * x W_up) W_down."""
 
   mult: float = 8 / 3
-  hidden: int | None = None
-  multiple_of: int = 1
-  bias: bool = False
-
-  check = staticmethod(_size.check)
 
   @nn.compact
   def __call__(self, x, ctx):
-    width = x.shape[-1]
-    hidden = _size.hidden_size(width, self.hidden, self.mult, self.multiple_of)
-    gate = params.dense(ctx, 'gate', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
-    up = params.dense(ctx, 'up', dict(embed=width), dict(mlp=hidden), bias=self.bias)(x)
-    h = remat.tag(nn.silu(gate) * up, 'ffn_hidden')
-    return params.dense(
-      ctx, 'down', dict(mlp=hidden), dict(embed=width), role='residual', bias=self.bias
-    )(h), {}
+    gated = jax.checkpoint(lambda gate, up: nn.silu(gate) * up)  # as in `gelu`
+    h = gated(_sized.up(self, ctx, x, 'gate'), _sized.up(self, ctx, x))
+    return _sized.down(self, ctx, h, x.shape[-1]), {}

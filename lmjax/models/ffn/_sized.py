@@ -1,0 +1,43 @@
+"""What feed-forward parts share: the hidden size and the two products."""
+
+import flax.linen as nn
+
+from lmjax.nn import params
+from lmjax.parallel import remat
+
+
+class Sized(nn.Module):
+  """`hidden`, or else mult x width, hidden units, rounded up to a multiple."""
+
+  mult: float = 4.0
+  hidden: int | None = None
+  multiple_of: int = 1
+  bias: bool = False
+
+  @staticmethod
+  def check(hidden, mult, multiple_of, **_):
+    if hidden is not None and hidden < 1:
+      raise ValueError(f'hidden={hidden}: a positive size is expected')
+    if mult <= 0:
+      raise ValueError(f'mult={mult}: a positive factor of the width is expected')
+    if multiple_of < 1:
+      raise ValueError(f'multiple_of={multiple_of}: a positive size is expected')
+
+
+def size(part: Sized, width: int) -> int:
+  units = part.hidden or max(1, int(part.mult * width))
+  return -(-units // part.multiple_of) * part.multiple_of
+
+
+def up(part: Sized, ctx, x, name: str = 'up'):
+  """x W, from the width to the hidden size."""
+  width = x.shape[-1]
+  return params.dense(ctx, name, dict(embed=width), dict(mlp=size(part, width)), bias=part.bias)(x)
+
+
+def down(part: Sized, ctx, h, width: int):
+  """h W, back to the width; h may be kept by name between the passes."""
+  h = remat.tag(h, 'ffn_hidden')
+  return params.dense(
+    ctx, 'down', dict(mlp=h.shape[-1]), dict(embed=width), role='residual', bias=part.bias
+  )(h)
