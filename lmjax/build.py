@@ -40,7 +40,7 @@ class Run:
   config: resolved. model: settings; architecture: the Linen module. rows: rows of a batch over all
     hosts; row_tokens: tokens of a stored row.
   facts, shapes: of the variables. schedule: step -> factor. tx: the named optimizer chain. step:
-    (state, batch, key) -> (state, metrics), not jitted.
+    (state, batch, key) -> (state, metrics), not jitted. guard: refuses updates, or None.
   """
 
   config: dict[str, Any]
@@ -55,6 +55,7 @@ class Run:
   schedule: Callable
   tx: Any
   lr_factors: Any
+  guard: Any
   step: Callable
 
   @property
@@ -70,7 +71,8 @@ class Run:
 
     def make(key):
       batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), self.batch_shapes())
-      return train.init_state(facts_lib.unbox(self.objective.init(key, batch)), self.tx)
+      variables = facts_lib.unbox(self.objective.init(key, batch))
+      return train.init_state(variables, self.tx, self.guard)
 
     shardings = self.shardings()
     return (
@@ -80,7 +82,7 @@ class Run:
   @functools.cached_property
   def state_shapes(self) -> train.State:
     """The abstract state."""
-    return jax.eval_shape(lambda v: train.init_state(v, self.tx), self.shapes)
+    return jax.eval_shape(lambda v: train.init_state(v, self.tx, self.guard), self.shapes)
 
   def placements(self, mesh):
     """The state with a `Placement` for each leaf on a mesh; moments lie like their parameters.
@@ -159,14 +161,18 @@ def build(resolved: dict) -> Run:
     shapes['params'],
     is_leaf=facts_lib.is_fact,
   )
+  guard = registry.make('guard', c['guard'])() if c['guard'] else None
+  groups = jax.tree_util.tree_map_with_path(lambda path, _: group(path), shapes['params'])
   step = train.make_step(
     objective,
     tx,
     schedule,
     peak_lr=c['peak_lr'],
     lr_factors=lr_factors,
+    groups=groups,
     micro=c['micro_batches'],
     sample_fn=getattr(objective, 'sample', None),
+    guard=guard,
   )
   run = Run(
     c,
@@ -181,6 +187,7 @@ def build(resolved: dict) -> Run:
     schedule,
     tx,
     lr_factors,
+    guard,
     step,
   )
   named(
@@ -246,6 +253,7 @@ def check_parts(c: dict, model: model_lib.Model, objective: registry.Part):
         'set '
         'config.data.mask_documents=false'
       )
+  check_rewind(c)
   if objective.fact('couples') != 'none' and c['micro_batches'] > 1:
     raise ConfigError(
       f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples the rows '
@@ -254,27 +262,54 @@ def check_parts(c: dict, model: model_lib.Model, objective: registry.Part):
     )
 
 
+def check_rewind(c: dict):
+  """A rewind needs a checkpoint to go back to, and must skip past what it goes back for."""
+  bad, every = c['bad_steps'], c['checkpoint_every']
+  back = bad['rewind'] + bad['limit']
+  if not bad['rewind']:
+    return
+  if bad['skip'] <= back:
+    raise ConfigError(
+      f'config.bad_steps.skip={bad["skip"]}: the bad batches would be met again; more than '
+      f'rewind + limit = {back} is expected'
+    )
+  if not every:
+    raise ConfigError(
+      'config.checkpoint_every=0: config.bad_steps.rewind needs checkpoints to go back to'
+    )
+  if (c['keep_last'] - 1) * every < back:
+    raise ConfigError(
+      f'config.keep_last={c["keep_last"]}: a rewind goes back {back} steps (bad_steps.rewind + '
+      f'limit), which at config.checkpoint_every={every} takes at least {1 - -back // every}'
+    )
+
+
 def check_devices(run: Run, mesh):
   """Rows must divide over the devices that share the batch."""
   if mesh is None:
     return
-  n = math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch'])
+  axes = [a for a in shard.RULES['batch'] if a in mesh.shape]
+  n = math.prod(mesh.shape[a] for a in axes)
   rows = run.rows // run.config['micro_batches']
   if rows % n:
     raise ConfigError(
       f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do '
-      'not divide '
-      f'over {n} devices'
+      f'not divide over {n} devices, '
+      + ' x '.join(f'config.mesh.{a}={mesh.shape[a]}' for a in axes)
     )
 
 
+def group(path) -> str:
+  """The group that a parameter counts to: the part of a layer it belongs to, or its own module."""
+  keys = [k.key for k in path]
+  return '/'.join(keys[:3] if keys[0].startswith('segment') else keys[:1])
+
+
 def counts(run: Run) -> dict[str, int]:
-  """Parameters by group: the first two levels of the tree, and the total."""
+  """Parameters by group, and the total."""
   out: dict[str, int] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(run.shapes['params']):
-    keys = [k.key for k in path]
-    group = '/'.join(keys[:3] if keys[0].startswith('segment') else keys[:1])
-    out[group] = out.get(group, 0) + math.prod(leaf.shape)
+    out[group(path)] = out.get(group(path), 0) + math.prod(leaf.shape)
   return out | {'total': sum(out.values())}
 
 

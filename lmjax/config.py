@@ -11,14 +11,15 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import math
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from lmjax import groups
 from lmjax import registry
 from lmjax import specs
+from lmjax.groups import ConfigError, flat
 from lmjax.registry import nearest
 
 BLOCK_PARTS = ('mixer', 'ffn', 'norm', 'residual')
@@ -37,55 +38,37 @@ def default() -> ConfigDict:
   c.objective = 'clm()'
   c.optim = 'clip(norm=1.0) | adam(b2=0.95) | decay(rate=0.1)'
   c.schedule = 'cosine()'
+  c.guard = ''  # refuses updates beyond those that are not finite, e.g. 'spikes()'
   c.init_from = ''  # run directory (or run/checkpoints/STEP) whose parameters start this run
 
-  c.model = ConfigDict()
-  c.model.architecture = 'transformer()'
-  c.model.width = 128
-  c.model.depth = 4  # layers; not used where `stack` is set
-  c.model.stack = ''  # e.g. 'full + (local, full)*3', names from `blocks`
-  c.model.vocab = 0  # rows of the embedding; 0 = the tokenizer's
-  c.model.embed = 'tied()'
-  c.model.position = 'rope()'
-  c.model.embed_norm = ''  # '' = none
-  c.model.final_norm = 'rms_norm()'
-  c.model.init = 'gpt2()'
-  c.model.linear = 'dense()'
-  c.model.cap = 0.0  # soft-cap of the final logits, 0 = none
-  c.model.dropout = 0.0  # on the embeddings; a layer's own is an argument of its residual
-  c.model.dtype = 'float32'  # activations and matrix products
-  c.model.param_dtype = 'float32'
-  c.model.unroll = 1  # layers per step of the scan over layers; a large number unrolls all
-  c.model.remat = 'none'  # none, full, dots, names(mixer_out, ffn_out)
-  c.model.blocks = ConfigDict()
-  c.model.blocks.block = block()
-
-  c.data = ConfigDict()
-  c.data.train = (
-    'shakespeare(split="train")'  # or '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'
-  )
-  c.data.valid = 'shakespeare(split="valid")'  # '' = no validation
-  c.data.tokenizer = 'bytes()'
-  c.data.length = 128  # tokens in a row
-  c.data.pack = 'concat()'
-  c.data.mask_documents = True  # attention stays within a document
-  c.data.bos = False  # a beginning-of-text token before each document
-  c.data.eos = True  # an end-of-text token after each document
-  c.data.transforms = ''  # a chain, '' = none
-  c.data.mixture = 'static()'
-  c.data.cache = ''  # where tokenized text is kept; '' = <workdir>/tokens
-  c.data.threads = 2  # reading ahead
-  c.data.prefetch = 4  # batches read ahead
-
+  c.model = model()
+  c.data = data()
   c.mesh = ConfigDict(
     dict(replica=1, data=1, tensor=1, mode='auto')
   )  # -1 = all devices that are left
+
+  c.bad_steps = ConfigDict(
+    dict(
+      limit=50,  # refused updates in a row after which the run rewinds or ends
+      rewind=0,  # steps to go back by then, 0 = end; the batches from there on are left out:
+      skip=200,  # so many, which must reach past the bad ones
+      times=3,  # rewinds before the run ends
+    )
+  )
+  c.recompute_every = 0  # steps; each such step is computed twice and compared, 0 = never
+  c.watchdog = ConfigDict(
+    dict(
+      seconds=1800,  # in which nothing moves before the watchdog speaks, 0 = off
+      exit=False,  # whether it then ends the process, with the exit status for 'start again'
+    )
+  )
 
   c.log_every = 10
   c.checkpoint_every = 500  # steps; 0 = only at the end
   c.keep_last = 2
   c.keep_every = 0  # steps; checkpoints at its multiples are kept for ever, 0 = none
   c.keep_best = True  # by validation loss
+  c.save_retries = 0  # failed saves in a row that are tried again at once, before the run ends
   c.tensorboard = True
   c.report = True
 
@@ -100,6 +83,52 @@ def default() -> ConfigDict:
   c.sample.tokens = 200
   c.sample.rule = 'top_p(p=0.9)'
   return c.lock()
+
+
+def model() -> ConfigDict:
+  """`config.model`."""
+  c = ConfigDict()
+  c.architecture = 'transformer()'
+  c.width = 128
+  c.depth = 4  # layers; not used where `stack` is set
+  c.stack = ''  # e.g. 'full + (local, full)*3', names from `blocks`
+  c.vocab = 0  # rows of the embedding; 0 = the tokenizer's
+  c.embed = 'tied()'
+  c.position = 'rope()'
+  c.embed_norm = ''  # '' = none
+  c.final_norm = 'rms_norm()'
+  c.init = 'gpt2()'
+  c.linear = 'dense()'
+  c.cap = 0.0  # soft-cap of the final logits, 0 = none
+  c.dropout = 0.0  # on the embeddings; a layer's own is an argument of its residual
+  c.dtype = 'float32'  # activations and matrix products
+  c.param_dtype = 'float32'
+  c.unroll = 1  # layers per step of the scan over layers; a large number unrolls all
+  c.remat = 'none'  # none, full, dots, names(mixer_out, ffn_out)
+  c.blocks = ConfigDict()
+  c.blocks.block = block()
+  return c
+
+
+def data() -> ConfigDict:
+  """`config.data`."""
+  c = ConfigDict()
+  c.train = (
+    'shakespeare(split="train")'  # or '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'
+  )
+  c.valid = 'shakespeare(split="valid")'  # '' = no validation
+  c.tokenizer = 'bytes()'
+  c.length = 128  # tokens in a row
+  c.pack = 'concat()'
+  c.mask_documents = True  # attention stays within a document
+  c.bos = False  # a beginning-of-text token before each document
+  c.eos = True  # an end-of-text token after each document
+  c.transforms = ''  # a chain, '' = none
+  c.mixture = 'static()'
+  c.cache = ''  # where tokenized text is kept; '' = <workdir>/tokens
+  c.threads = 2  # reading ahead
+  c.prefetch = 4  # batches read ahead
+  return c
 
 
 def block() -> ConfigDict:
@@ -125,6 +154,7 @@ SPECS = {
   'objective': ('objective', 'one'),
   'optim': ('optim', 'chain'),
   'schedule': ('schedule', 'one'),
+  'guard': ('guard', 'one?'),
   'data.train': ('source', 'sum'),
   'data.valid': ('source', 'sum?'),
   'data.tokenizer': ('tokenizer', 'one'),
@@ -142,6 +172,13 @@ RANGES = {
   'batch_tokens': (1, None),
   'micro_batches': (1, None),
   'peak_lr': (0, None),
+  'bad_steps.limit': (1, None),
+  'bad_steps.rewind': (0, None),
+  'bad_steps.skip': (1, None),
+  'bad_steps.times': (0, None),
+  'recompute_every': (0, None),
+  'watchdog.seconds': (0, None),
+  'save_retries': (0, None),
   'log_every': (1, None),
   'checkpoint_every': (0, None),
   'keep_last': (1, None),
@@ -165,6 +202,9 @@ RANGES = {
 OUTSIDE_FINGERPRINT = (
   'mesh.*',
   'log_every',
+  'recompute_every',
+  'watchdog.*',
+  'save_retries',
   'checkpoint_every',
   'keep_*',
   'tensorboard',
@@ -180,16 +220,12 @@ OUTSIDE_FINGERPRINT = (
 )
 
 
-class ConfigError(ValueError):
-  """A config that cannot be used; the message names the key, the value and what is accepted."""
-
-
 def named(key: str, make, value=None):
   """make(); its error of the user's kind gets the key (and value) in front, where it has none."""
   try:
     return make()
   except (ValueError, OSError) as e:
-    text, shown = str(e), '' if value is None else f'={value!r}'
+    text, shown = specs.cut(str(e), 500), '' if value is None else f'={specs.brief(value)}'
     text = text if text.startswith('config.') else f'config.{key}{shown}: {text}'
     raise ConfigError(text) from e
 
@@ -250,34 +286,40 @@ def kind_of(key: str) -> tuple[str, str] | None:
   return None
 
 
-def flat(config) -> dict[str, Any]:
-  """Leaves by dotted path."""
-  out = {}
-  for key, value in config.items():
-    if isinstance(value, (ConfigDict, dict)):
-      out.update({f'{key}.{k}': v for k, v in flat(value).items()})
-    else:
-      out[key] = value
-  return out
-
-
 def resolve(config) -> dict[str, Any]:
   """A plain nested dict: quantities checked, every spec checked and written with all its defaults.
 
   Raises ConfigError naming the key, the value and what is accepted. Touches no device.
   """
-  plain = config.to_dict() if isinstance(config, ConfigDict) else json.loads(json.dumps(config))
-  blocks = {k.rsplit('.', 1)[0] for k in flat(plain) if fnmatch.fnmatchcase(k, 'model.blocks.*.*')}
+  plain = groups.plain(config.to_dict() if isinstance(config, ConfigDict) else config)
   known = {k for k in _defaults() if not k.startswith('model.blocks.')} | {
-    f'{b}.{p}' for b in blocks for p in BLOCK_PARTS
+    f'model.blocks.{b}.{p}' for b in groups.blocks(plain) for p in BLOCK_PARTS
   }
   for key, value in flat(plain).items():
     if key not in known:
-      raise ConfigError(f'config.{key}: no such key{nearest(key, known)}')
+      raise ConfigError(f'config.{specs.cut(key, 100)}: no such key{nearest(key, known)}')
     _set(plain, key, _resolved(key, value))
   for key in sorted(known - set(flat(plain))):
     raise ConfigError(f'config.{key} is missing')
   return plain
+
+
+def refuse_code(config, where: str):
+  """Raises ConfigError where a spec names a part outside lmjax: to check it is to import its
+  module. Reads the specs alone; for a config of unknown origin, before `resolve`.
+  """
+  for key, value in flat(groups.plain(config)).items():
+    if kind_of(key) is None or not isinstance(value, str) or not value.strip():
+      continue
+    try:
+      found = specs.outside(value)
+    except specs.SpecError as e:
+      raise ConfigError(f'{where}: config.{key}={specs.brief(value)}: {e}') from None
+    if found:
+      raise ConfigError(
+        f'{where}: config.{key}={specs.brief(value)} would import code of '
+        f'{found[0].partition(":")[0]}; give --allow_code if you trust it'
+      )
 
 
 def _set(tree, key, value):
@@ -297,12 +339,15 @@ def _resolved(key: str, value):
   try:
     if form.startswith('sum'):
       parts = {k: (w, registry.make(kind, c)) for k, (w, c) in specs.weighted(value).items()}
+      for name, (weight, _) in parts.items():
+        if weight is not None and weight <= 0:
+          raise specs.SpecError(f'weight {weight} of {name}: a positive number is expected')
       return ' + '.join(('' if w is None else f'{w!r}*') + str(p) for w, p in parts.values())
     return str(
       registry.make_chain(kind, value) if form.startswith('chain') else registry.make(kind, value)
     )
   except specs.SpecError as e:
-    raise ConfigError(f'config.{key}={value!r}: {e}') from None
+    raise ConfigError(f'config.{key}={specs.brief(value)}: {e}') from None
 
 
 def _ranged(key: str, value):
@@ -310,17 +355,19 @@ def _ranged(key: str, value):
   if kind is not None and type(value) is not type(kind):
     if isinstance(kind, int) and isinstance(value, float) and value.is_integer():
       value = int(value)
-    elif isinstance(kind, float) and isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(kind, float) and type(value) is int and value.bit_length() <= 128:
       value = float(value)
     else:
       raise ConfigError(
-        f'config.{key}={value!r}: {type(kind).__name__} is expected, as in {kind!r}'
+        f'config.{key}={specs.brief(value)}: {type(kind).__name__} is expected, as in {kind!r}'
       )
-  if key in RANGES:
-    low, high = RANGES[key]
-    if not math.isfinite(value) or value < low or (high is not None and value > high):
-      upto = '' if high is None else f' and at most {high}'
-      raise ConfigError(f'config.{key}={value}: at least {low}{upto} is expected')
+  most = registry.LARGEST.get(type(value))
+  if most is not None:
+    low, high = RANGES.get(key, (-most, most))
+    high = most if high is None else high
+    if not low <= value <= high:  # nor nan
+      upto = '' if high == most and value < most else f' and at most {high}'
+      raise ConfigError(f'config.{key}={specs.brief(value)}: at least {low}{upto} is expected')
   return value
 
 

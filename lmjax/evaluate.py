@@ -22,12 +22,16 @@ def make_eval_step(run: Any):
   return step
 
 
-def held_out(step, params, vars, batches, *, bytes_per_token: float | None) -> dict[str, float]:
+def held_out(
+  step, params, vars, batches, *, bytes_per_token: float | None, stop=lambda: False
+) -> dict[str, float]:
   """Scores of the validation set.
 
   Args:
     step: from `make_eval_step`. batches: iterable of batches on the device.
     bytes_per_token: UTF-8 bytes of the original text for each token, or None where unknown.
+    stop: asked before each batch; once it says yes there are no scores, since a part of the set
+      would be another number.
 
   Returns:
     loss (as trained), nll (nats a token) with its standard error over rows, perplexity = exp(nll),
@@ -36,6 +40,8 @@ def held_out(step, params, vars, batches, *, bytes_per_token: float | None) -> d
   total: dict[str, Any] = {}
   sums: dict[str, Any] = {}
   for i, batch in enumerate(batches):
+    if stop():
+      return {}
     # The key depends on the place alone, so that objectives that draw at random score the same draw
     # every time.
     found, rows = jax.device_get(step(params, vars, batch, jax.random.key(i)))

@@ -13,6 +13,7 @@ from lmjax import registry
 from lmjax import specs
 from lmjax.data import loader as loader_lib
 from lmjax.data import plan as plan_lib
+from lmjax.data import skips as skips_lib
 from lmjax.data import store as store_lib
 from lmjax.parallel import shard
 
@@ -23,7 +24,8 @@ class Feed:
   """Training and validation batches of a run.
 
   `train(step)` iterates from that step on, `valid()` once over the validation set. `cursor(step)`
-  goes into checkpoints and `check` refuses to continue one on other data.
+  goes into checkpoints and `check` refuses to continue one on other data. `skips`: what is left
+  out.
   """
 
   def __init__(self, run: Any, workdir: pathlib.Path, mesh=None):
@@ -31,6 +33,7 @@ class Feed:
     value.
     """
     self.run, self.mesh = run, mesh
+    self.skips = skips_lib.read(workdir)
     d = run.config['data']
     cache = pathlib.Path(d['cache']) if d['cache'] else pathlib.Path(workdir) / 'tokens'
     names, weights, stores = self._stores('train', cache)
@@ -114,7 +117,10 @@ class Feed:
 
   def train(self, step: int) -> Iterator[dict[str, jax.Array]]:
     d = self.run.config['data']
-    for batch in self._loader.iterate(step, threads=d['threads'], prefetch=d['prefetch']):
+    found = self._loader.iterate(
+      step, order=self.skips.batch, threads=d['threads'], prefetch=d['prefetch']
+    )
+    for batch in found:
       yield self._place(batch)
 
   def valid(self) -> Iterator[dict[str, jax.Array]]:
@@ -134,15 +140,29 @@ class Feed:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
   def cursor(self, step: int) -> dict[str, Any]:
-    return dict(step=step, plan=self._plan.fingerprint())
+    # Only what lies before the last batch seen: later skips change nothing of the past.
+    seen = self.skips.before(self.skips.batch(step - 1)) if step else skips_lib.Skips()
+    return dict(step=step, plan=self.plan_fingerprint, skips=[list(r) for r in seen.ranges])
+
+  @functools.cached_property
+  def plan_fingerprint(self) -> str:
+    return self._plan.fingerprint()
+
+  def fits(self, cursor: dict[str, Any]) -> bool:
+    """Whether a checkpoint had seen what it would have with today's skips."""
+    return cursor.get('skips', []) == self.cursor(cursor['step'])['skips']
+
+  def documents(self, step: int) -> list[dict[str, Any]]:
+    """What the batch of update `step` (from 0) was made of, as JSON values."""
+    return self._loader.documents(self.skips.batch(step))
 
   def check(self, cursor: dict[str, Any], step: int):
     """Raises ConfigError where the checkpoint of `step` was trained on other data than this."""
-    if cursor.get('plan') != self._plan.fingerprint():
+    if cursor.get('plan') != self.plan_fingerprint:
       raise config_lib.ConfigError(
         f'the checkpoint of step {step} was trained on other data: the files of config.data.train='
         f'{self.run.config["data"]["train"]!r} changed since (plan {cursor.get("plan")!s:.12}, now '
-        f'{self._plan.fingerprint():.12}); restore '
+        f'{self.plan_fingerprint:.12}); restore '
         'them, or start a new run with --config.init_from'
       )
 

@@ -63,6 +63,7 @@ KINDS: dict[str, Kind] = {
                 facts=dict(needs=(), owns_lr=False)),
   'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
                    facts=dict(extendable=False)),
+  'guard': Kind('lmjax.guards', 'refuses the updates of bad steps'),
   # ---- data ----
   'source': Kind('lmjax.data.sources', 'documents', context=('tokenizer',),
                  facts=dict(tokens=False, sequential=False)),
@@ -122,9 +123,7 @@ class Mixer(Protocol):
     """An empty cache for `length` tokens; `kind` is the cache part (`nn.nowrap`)."""
 
   def mixing_flops(self, width: int, length: int) -> tuple[float, float]:
-    """Forward FLOPs per token beyond its matrices: over all pairs of positions, and over the
-    allowed ones (`nn.nowrap`).
-    """
+    """Forward FLOPs per token beyond its matrices: over all and over allowed pairs (nn.nowrap)."""
 
 
 class Ffn(Protocol):
@@ -134,17 +133,13 @@ class Ffn(Protocol):
 
 
 class Norm(Protocol):
-  """A Linen module over the last axis. Statistics in float32. Facts name the invariances that the
-  suite checks.
-  """
+  """A Linen module over the last axis, statistics in float32; facts: invariances, to be checked."""
 
   def __call__(self, x, ctx: Ctx) -> jax.Array: ...
 
 
 class Residual(Protocol):
-  """A Linen module, the layer itself, with fields `mixer`, `ffn`, `norm` (handles that build the
-  modules).
-  """
+  """A Linen module, the layer itself; its fields `mixer`, `ffn`, `norm` build the modules."""
 
   def __call__(self, carry, ctx: Ctx, cache: Any = None) -> tuple[Any, Any, Aux]: ...
 
@@ -166,9 +161,7 @@ class Linear(Protocol):
 
 
 class Embed(Protocol):
-  """A Linen module built with vocab, width, dtype. Rows that round the vocabulary up are never
-  predicted.
-  """
+  """A Linen module of vocab, width, dtype. Rows added to round the vocabulary are not predicted."""
 
   def __call__(self, tokens_BT, ctx: Ctx) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(x_BTD, unembedding_VD, bias_V or None)."""
@@ -227,9 +220,7 @@ class Cache(Protocol):
   """A pytree, built by `part(batch=, length=, heads=, head_dim=, dtype=, window=)`."""
 
   def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT) -> tuple['Cache', tuple]:
-    """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS) to attend to;
-    segment 0 is empty.
-    """
+    """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS), 0 empty."""
 
 
 # ------------------------------------------------------------------ training
@@ -277,6 +268,15 @@ class Schedule(Protocol):
   def __call__(self, step) -> jax.Array: ...
 
 
+class Guard(Protocol):
+  """Traced. What it remembers is in the state, and moves on where the step is refused as well."""
+
+  def init(self) -> Any: ...
+
+  def judge(self, state, loss, grad_norm) -> tuple[jax.Array, Any]:
+    """(whether the update may be made, the new state)."""
+
+
 # ------------------------------------------------------------------ data
 
 
@@ -308,9 +308,7 @@ class Pack(Protocol):
 
 
 class RowPlan(Protocol):
-  """Rows of one epoch: `len(plan)`, and `plan[i]`, an int64 array (spans, 3) of (document, start,
-  stop), in row order.
-  """
+  """Rows of one epoch; `plan[i]` is an int64 array (spans, 3) of (document, start, stop)."""
 
   def __len__(self) -> int: ...
 

@@ -1,58 +1,49 @@
 """The loop: data -> step -> log -> evaluate -> save -> stop.
 
 Invariants.
-  1. The state after k updates has seen the batches 0 ... k-1; batch k is a pure function of
-     (seed, k). A checkpoint holds the state and the fingerprint of the data plan; nothing else is
-     needed to go on exactly.
+  1. The state after k updates has seen the first k batches that are not skipped; batch i is a pure
+     function of (seed, i). A checkpoint holds the state, the fingerprint of the data plan and the
+     skips; nothing else is needed to go on exactly.
   2. The metrics of a step are fetched after the next step was dispatched, so that the device never
-     waits for logging.
+     waits for logging; all of them before anything is saved, so that no refused step is missed.
   3. Evaluation and sampling read the state and never change it.
-  4. The last step is evaluated, saved and reported. A run stopped by SIGINT or SIGTERM is saved.
+  4. The last step is evaluated, saved and reported. A run stopped by SIGINT or SIGTERM is saved. A
+     save that failed is tried again or ends the run.
 """
 
 import math
 import signal
 import time
-from typing import Any
+from typing import Any, Callable
 
 import jax
 
+from lmjax import bad_steps
 from lmjax import evaluate
+from lmjax import exits
 from lmjax import flops as flops_lib
 from lmjax import metrics as metrics_lib
 from lmjax import progress
+from lmjax import recompute
 from lmjax.build import Run
+from lmjax.checkpoint import CheckpointError
 from lmjax.checkpoint import Checkpointer
+from lmjax.parallel import processes
+from lmjax.stop import Stop
+from lmjax.tracking import TrackingError
+from lmjax.watchdog import Watchdog
 
 
-class Stop:
-  """Turns the first SIGINT or SIGTERM into a flag; the second one is left to interrupt at once."""
-
-  def __init__(self):
-    self.signal: int | None = None
-
-  def __enter__(self):
-    self._old = {}
-    for s in (signal.SIGINT, signal.SIGTERM):
-      try:
-        self._old[s] = signal.signal(s, self._catch)
-      except ValueError:  # not the main thread: notebooks and tests
-        pass
-    return self
-
-  def _catch(self, number, frame):
-    del frame
-    self.signal = number
-    signal.signal(number, self._old[number])
-    progress.say('stopping after this step; a second signal stops at once')
-
-  def __exit__(self, *_):
-    for s, old in self._old.items():
-      signal.signal(s, old)
+SLOW_SAVE = 10.0  # seconds of waiting for a save that are worth a word
 
 
 class Trainer:
-  """One run from its first or restored state to its last step."""
+  """One run from its first or restored state to its last step.
+
+  Args:
+    restore: step -> the state of the newest checkpoint up to that step, else the first state.
+    workdir: where refused steps and skips are written.
+  """
 
   def __init__(
     self,
@@ -61,55 +52,94 @@ class Trainer:
     tracker: Any,
     checkpoints: Checkpointer,
     *,
+    restore: Callable[[int], Any],
+    workdir: Any,
     sampler=None,
     started=None,
   ):
     self.run, self.feed, self.tracker, self.checkpoints = run, feed, tracker, checkpoints
-    self.config, self.sampler = run.config, sampler
+    self.config, self.sampler, self.restore = run.config, sampler, restore
     self.started = time.monotonic() if started is None else started
     self.key = jax.random.fold_in(jax.random.key(self.config['seed']), 1)
     shardings = run.shardings()
     self.step_fn = jax.jit(
       run.step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None)
     )
+    self.recompute = recompute.Recompute(self.step_fn)
     self.eval_fn = evaluate.make_eval_step(run)
     self.flops = flops_lib.per_token(run)
-    self.waited, self.last_time, self.last_step = 0.0, None, None
+    self.bad = bad_steps.BadSteps(
+      self.config['bad_steps'], workdir, feed, active=jax.process_index() == 0
+    )
+    w = self.config['watchdog']
+    self.watchdog = Watchdog(w['seconds'], end=w['exit'], process=jax.process_index())
     self.scores: dict[str, float] = {}
+    self.failed_saves, self.failed_lines = 0, 0  # in a row
+    self.completed = None  # the last save that was
 
   def train(self, state, stop: Stop):
     """Runs to `config.steps` or until stopped; returns the last state. Every save is complete on
     return.
+
+    Raises exits.Ended where training broke down or a checkpoint cannot be written.
     """
-    c, start = self.config, int(state.step)
-    pending = None
-    batches = self.feed.train(start)
-    with progress.Bar(c['steps'], start) as self.bar:
-      for step in range(start, c['steps']):
-        before = time.monotonic()
-        batch = next(batches)
-        self.waited += time.monotonic() - before
-        state, metrics = self.step_fn(state, batch, self.key)
-        done = step + 1
-        if pending is not None:
-          self._log(*pending)
-          pending = None
-        if done == start + 1 or done % c['log_every'] == 0 or done == c['steps']:
-          pending = (done, metrics)
-        if done == start + 1:
-          self._log(*pending)  # the first loss is shown at once
-          pending = None
-        due = self._due(done)
-        if any(due.values()) and pending is not None:
-          self._log(*pending)
-          pending = None
-        self._periodic(done, state, due)
-        if stop.signal is not None:
+    vote = processes.StopVote()
+    with progress.Bar(self.config['steps'], int(state.step)) as self.bar, self.watchdog:
+      while True:
+        try:
+          state = self._stretch(state, stop, vote)
           break
-      if pending is not None:
-        self._log(*pending)
+        except bad_steps.Rewind as e:
+          state = self.restore(e.step)
+          self.tracker.resumed(int(state.step))
+          self.bar.say(f'resumed at step {int(state.step)}')
       self._finish(state, stop)
     return state
+
+  def _stretch(self, state, stop: Stop, vote):
+    """Steps without a break in their order."""
+    start, steps = int(state.step), self.config['steps']
+    self.skipped = int(state.skipped)
+    self.waited, self.last_time, self.last_step = 0.0, None, None
+    self.pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
+    batches = self.feed.train(start)
+    for done in range(start + 1, steps + 1):
+      before = time.monotonic()
+      batch = next(batches)
+      self.waited += time.monotonic() - before
+      state, metrics = self._advance(state, batch, done)
+      self.watchdog.beat(f'step {done} was dispatched')
+      stopping = vote(done, stop.signal is not None)
+      if self.pending and self._logged(self.pending[-1][0]):
+        self._fetch()
+      self.pending.append((done, metrics))
+      due = self._due(done)
+      first = done == start + 1  # its loss is shown at once
+      if first or stopping or any(due.values()):
+        self._fetch(log=first)
+      self._periodic(done, state, due, stop)
+      if stopping:
+        stop.signal = stop.signal or signal.SIGTERM  # it may be another process that was told
+        break
+    vote.publish(steps)
+    self._fetch()
+    return state
+
+  def _advance(self, state, batch, done: int):
+    every = self.config['recompute_every']
+    if not every or done % every:
+      return self.step_fn(state, batch, self.key)
+    state, metrics, wrong = self.recompute(state, batch, self.key)
+    if wrong:
+      self.bar.say(
+        f'step {done}: silent data corruption: computed twice, it differed in {len(wrong)} arrays '
+        f'({", ".join(wrong[:3])}); a third run agreed with one of the two, which is kept'
+      )
+      self._track('corruption', done, dict(arrays=wrong))
+    return state, metrics
+
+  def _logged(self, done: int) -> bool:
+    return done % self.config['log_every'] == 0 or done == self.config['steps']
 
   def _due(self, done: int) -> dict[str, bool]:
     c = self.config
@@ -121,21 +151,24 @@ class Trainer:
     return dict(
       eval=hit(c['eval']['every']) and self.feed.has_valid,
       sample=hit(c['sample']['every']),
-      save=hit(c['checkpoint_every']),
+      save=hit(c['checkpoint_every']) or 0 < self.failed_saves,
     )
 
-  def _periodic(self, done: int, state, due):
+  def _periodic(self, done: int, state, due, stop: Stop):
     if not any(due.values()):
       return
     before = time.monotonic()
     if due['eval']:
-      self.scores = self.evaluate(state, done)
+      self.scores = self.evaluate(state, done, stop)
     if due['sample'] and self.sampler is not None and self.config['sample']['tokens']:
       self._sample(state, done)
     if due['save']:
       self.save(state, done)
+    self.watchdog.beat(f'step {done} was evaluated or saved')
     if self.last_time is not None:  # these seconds are not the step's
       self.last_time += time.monotonic() - before
+
+  # ---------------------------------------------------------------- saving
 
   def save(self, state, done: int):
     scores = (
@@ -143,33 +176,113 @@ class Trainer:
       if self.scores.get('step') == done and 'nll' in self.scores
       else {}
     )
-    self.checkpoints.save(done, state, self.feed.cursor(done), scores)
+    before = time.monotonic()
+    cursor = self.feed.cursor(done)
+    self._saved(lambda: self.checkpoints.save(done, state, cursor, scores))
+    blocked = time.monotonic() - before
+    if blocked > SLOW_SAVE:
+      self.bar.say(
+        f'step {done}: saving kept the loop waiting for {blocked:.0f} s; the disk is slow, or '
+        'config.checkpoint_every too small'
+      )
+    self._track('save', done, dict(blocked=blocked, seconds=self.checkpoints.last_seconds))
 
-  def evaluate(self, state, done: int) -> dict[str, float]:
+  def _saved(self, fn) -> bool:
+    """Whether fn(), a call of the checkpointer, met no failure; too many in a row end the run."""
+    try:
+      fn()
+    except CheckpointError as e:
+      self.failed_saves += 1
+      self._failed(e, self.failed_saves)
+      return False
+    if self.checkpoints.completed != self.completed:
+      self.completed, self.failed_saves = self.checkpoints.completed, 0
+    return True
+
+  def _track(self, kind: str, step: int, values):
+    """Logs a line of metrics; too many in a row that cannot be written end the run."""
+    try:
+      self.tracker.log(kind, step, values)
+      self.failed_lines = 0
+    except TrackingError as e:
+      self.failed_lines += 1
+      self._failed(e, self.failed_lines)
+
+  def _failed(self, e: Exception, times: int):
+    retries = self.config['save_retries']
+    if times > retries:
+      raise exits.Ended(
+        exits.DISK,
+        f'{e}; training ends, since what it learns could be lost (config.save_retries={retries})',
+      ) from e
+    self.bar.say(f'{e}; tried again ({times} of config.save_retries={retries})')
+
+  def _finish(self, state, stop: Stop):
+    done = int(state.step)
+    if stop.signal is not None:
+      self.save(state, done)
+    while not self._saved(self.checkpoints.wait) or self.failed_saves:
+      self.save(state, done)
+    if stop.signal is not None:
+      self.bar.say(
+        f'stopped by {signal.Signals(stop.signal).name} at step {done}; the same command goes on '
+        'from there'
+      )
+    skipped = int(state.skipped)
+    if skipped:
+      self.bar.say(f'{skipped} updates were refused')
+    r = self.recompute
+    if r.checked:
+      self.bar.say(
+        f'{r.checked} steps were computed twice, which took {r.seconds:.1f} s; {r.found} differed'
+      )
+
+  # ---------------------------------------------------------------- reports
+
+  def evaluate(self, state, done: int, stop: Stop) -> dict[str, float]:
+    # With several processes nobody may leave alone what all of them compute.
+    left = lambda: stop.signal is not None and jax.process_count() == 1
     scores = evaluate.held_out(
       self.eval_fn,
       state.params,
       state.vars,
       self.feed.valid(),
       bytes_per_token=self.feed.bytes_per_token,
+      stop=left,
     )
     if scores:
       line = {**scores, 'loss': scores.get('nll', scores['loss']), 'objective': scores['loss']}
       line['loss_stderr'] = line.pop('nll_stderr', None)
       line['valid_tokens'] = line.pop('tokens', None)
       line.pop('nll', None)
-      self.tracker.log('eval', done, line | dict(tokens=done * self.config['batch_tokens']))
+      self._track('eval', done, line | dict(tokens=done * self.config['batch_tokens']))
       self.bar.say(f'step {done}: validation {describe(scores)}')
     return scores | {'step': done}
 
   def _sample(self, state, done: int):
     text = self.sampler(state.params, state.vars, done)
-    self.tracker.log('sample', done, dict(prompt=self.config['sample']['prompt'], text=text))
+    self._track('sample', done, dict(prompt=self.config['sample']['prompt'], text=text))
 
-  def _log(self, done: int, metrics):
-    """Fetches the metrics of a step (blocking until it is done) and writes them."""
-    self.checkpoints.poll()
-    values = metrics_lib.means(jax.device_get(metrics))
+  def _fetch(self, *, log: bool = False):
+    """Takes the metrics of the pending steps from the device (blocking until the last of them is
+    done), looks for refused updates, and logs the last step if it is its turn, or with `log`.
+    """
+    if not self.pending:
+      return
+    pending, self.pending = self.pending, []
+    done, values = pending[-1][0], metrics_lib.means(jax.device_get(pending[-1][1]))
+    self.watchdog.beat(f'step {done} was computed')
+    if values['skipped'] > self.skipped:  # rarely: then those of the steps between count as well
+      for step, metrics in pending:
+        found = metrics_lib.means(jax.device_get(metrics))
+        if not found['applied']:
+          self.bad.record(step, found)
+    self.skipped = values['skipped']
+    self._saved(self.checkpoints.poll)
+    if log or self._logged(done):
+      self._log(done, values)
+
+  def _log(self, done: int, values: dict[str, float]):
     now, c = time.monotonic(), self.config
     out = {**values, 'tokens': done * c['batch_tokens']}
     rate = None
@@ -186,28 +299,10 @@ class Trainer:
     else:
       self.bar.say(f'first loss {values["loss"]:.4f} after {now - self.started:.1f} s')
     self.waited, self.last_time, self.last_step = 0.0, now, done
-    self.tracker.log('train', done, out)
-    if not values['applied']:
-      self.bar.say(
-        f'step {done}: loss {values["loss"]}, gradient norm {values["grad_norm"]}: not finite, no '
-        'update was made'
-      )
+    self._track('train', done, out)
     left = None if rate is None else (c['steps'] - done) * c['batch_tokens'] / rate
     text = f'loss {values["loss"]:.4f}' + ('' if rate is None else f'  {rate:,.0f} tokens/s')
     self.bar.update(done, text, left)
-
-  def _finish(self, state, stop: Stop):
-    done = int(state.step)
-    if stop.signal is not None:
-      self.save(state, done)
-      self.bar.say(
-        f'stopped by {signal.Signals(stop.signal).name} at step {done}; the same command goes on '
-        'from there'
-      )
-    skipped = int(state.skipped)
-    if skipped:
-      self.bar.say(f'{skipped} steps were not finite and changed nothing')
-    self.checkpoints.wait()
 
 
 def describe(scores: dict[str, float]) -> str:

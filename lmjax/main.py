@@ -13,29 +13,16 @@ examples:
 
 import argparse
 import os
+import signal
 import sys
 import time
 
+from lmjax import exits
+
 STARTED = time.monotonic()
-EXIT_USER = 2
 
 
-def parse(argv: list[str]):
-  """(flags, overrides): `--config.a.b=v` and `--config.a.b v` are overrides, in order."""
-  overrides, rest, i = [], [], 0
-  while i < len(argv):
-    word = argv[i]
-    if word.startswith('--config.'):
-      key, eq, value = word[len('--config.') :].partition('=')
-      if not eq:
-        i += 1
-        if i == len(argv):
-          raise SystemExit(f'lmjax: {word} needs a value, as in {word}=1')
-        value = argv[i]
-      overrides.append((key, value))
-    else:
-      rest.append(word)
-    i += 1
+def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(
     prog='python -m lmjax.main',
     description=__doc__,
@@ -71,32 +58,81 @@ def parse(argv: list[str]):
     action='store_true',
     help='resume although the config means another computation',
   )
+  resume = p.add_argument_group('resuming')
+  resume.add_argument(
+    '--from_step', type=int, metavar='N', help='go back to the checkpoint of step N'
+  )
+  resume.add_argument(
+    '--skip_batches', default='', metavar='LIST', help="leave batches out, as in '1200:1400, 1512'"
+  )
+  resume.add_argument(
+    '--allow_older_checkpoint',
+    action='store_true',
+    help='where the newest checkpoint is damaged, go on from the newest whole one',
+  )
+  p.add_argument(
+    '--allow_code',
+    action='store_true',
+    help="with --eval: import the modules that the directory's config names",
+  )
+  p.add_argument(
+    '--deterministic',
+    action='store_true',
+    help='GPU: only programs that give the same bits every time; slower, see the README',
+  )
+  several = p.add_argument_group('several processes (the same command on each, and)')
+  several.add_argument('--coordinator', metavar='HOST:PORT', help='an address of process 0')
+  several.add_argument('--processes', type=int, default=1, metavar='N')
+  several.add_argument('--process', type=int, default=0, metavar='I', help='from 0')
+  return p
+
+
+def parse(argv: list[str]):
+  """(parser, flags, overrides): `--config.a.b=v` and `--config.a.b v` are overrides, in order."""
+  overrides, rest, i = [], [], 0
+  while i < len(argv):
+    word = argv[i]
+    if word.startswith('--config.'):
+      key, eq, value = word[len('--config.') :].partition('=')
+      if not eq:
+        i += 1
+        if i == len(argv):
+          raise SystemExit(f'lmjax: {word} needs a value, as in {word}=1')
+        value = argv[i]
+      overrides.append((key, value))
+    else:
+      rest.append(word)
+    i += 1
+  p = parser()
   flags = p.parse_args(rest)
   if flags.init_from:
     overrides.append(('init_from', flags.init_from))
+  if flags.processes > 1 and not flags.coordinator:
+    p.error(f'--processes={flags.processes} needs --coordinator=HOST:PORT')
   return p, flags, overrides
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Returns the exit status: 0 done, 2 bad input, 75 stopped by a signal and worth starting
-  again.
-  """
-  parser, flags, overrides = parse(sys.argv[1:] if argv is None else argv)
+  """Returns the exit status, see `exits`."""
+  p, flags, overrides = parse(sys.argv[1:] if argv is None else argv)
   try:
-    return run(parser, flags, overrides)
+    return run(p, flags, overrides)
   except BrokenPipeError:  # `--list | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-  except (
-    ValueError
-  ) as e:  # what the user gave cannot be used; everything else is our fault and keeps its traceback
+  except KeyboardInterrupt:
+    print('lmjax: interrupted; the last checkpoint is whole', file=sys.stderr)
+    return 128 + signal.SIGINT
+  # What the user gave cannot be used, or the run ended for a reason of its own; everything else is
+  # our fault and keeps its traceback.
+  except (ValueError, exits.Ended) as e:
     if os.environ.get('LMJAX_TRACEBACK'):
       raise
     print(f'lmjax: {e}', file=sys.stderr)
-    return EXIT_USER
+    return getattr(e, 'status', exits.USER)
 
 
-def run(parser, flags, overrides) -> int:
+def run(p, flags, overrides) -> int:
   if flags.list is not None:
     from lmjax import explain
 
@@ -106,7 +142,7 @@ def run(parser, flags, overrides) -> int:
 
     return explain.explain(flags.explain)
   if not flags.config and not (flags.eval and flags.workdir):
-    parser.print_usage()
+    p.print_usage()
     raise ValueError(
       '--config=RECIPE is needed; --list shows the parts, and configs/ holds the recipes'
     )
@@ -122,17 +158,42 @@ def run(parser, flags, overrides) -> int:
     raise ValueError(
       '--workdir=DIR is needed: the directory that receives checkpoints, metrics and the report'
     )
+  if flags.deterministic:
+    deterministic()
+  from lmjax import restore
   from lmjax import run as run_lib
 
   if flags.eval:
-    return run_lib.evaluate(flags.workdir, flags.eval)
+    return run_lib.evaluate(flags.workdir, flags.eval, allow_code=flags.allow_code)
+  if flags.coordinator:
+    from lmjax.parallel import processes
+
+    processes.start(flags.coordinator, flags.processes, flags.process)
   return run_lib.train(
-    resolved, flags.workdir, allow_config_change=flags.allow_config_change, started=STARTED
+    resolved,
+    flags.workdir,
+    allow_config_change=flags.allow_config_change,
+    choice=restore.Choice(flags.from_step, flags.allow_older_checkpoint, flags.skip_batches),
+    started=STARTED,
   )
 
 
-if __name__ == '__main__':
+def deterministic() -> None:
+  """Sets XLA's flags, which are read when the first device is asked for."""
+  flags = '--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true'
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
+
+
+def command() -> int:
+  """main() as a process: SIGTERM means 'start again' from the first moment to the last."""
   from lmjax import heap
 
+  signal.signal(signal.SIGTERM, lambda *_: os._exit(exits.RETRY))  # there is nothing to save yet
   heap.keep()
-  sys.exit(main())
+  status = main()
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+  return status
+
+
+if __name__ == '__main__':
+  sys.exit(command())

@@ -13,6 +13,11 @@ def say(text: str):
   CONSOLE.print(text, markup=False)
 
 
+def quiet():
+  """Says nothing from here on: one process of several speaks for all."""
+  CONSOLE.quiet = True
+
+
 class Bar:
   """A progress bar over steps with free text; without a terminal it prints a line now and then."""
 

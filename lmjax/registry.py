@@ -21,7 +21,9 @@ from typing import Any, Callable, Mapping
 
 from lmjax import kinds
 from lmjax import specs
-from lmjax.specs import SpecError
+from lmjax.specs import SpecError, brief
+
+LARGEST = {int: 2**31 - 1, float: 3.4e38}  # devices count and calculate in 32 bits
 
 _PARTS: dict[tuple[str, str], 'Entry'] = {}
 
@@ -139,13 +141,17 @@ def get(kind: str, name: str) -> Entry:
   if (kind, name) not in _PARTS:
     have = names(kind)
     if name not in have:
-      raise SpecError(f'no {kind} named {name!r}{nearest(name, have)} There are: {", ".join(have)}')
+      raise SpecError(
+        f'no {kind} named {brief(name)}{nearest(name, have)} There are: {", ".join(have)}'
+      )
     importlib.import_module(f'{kinds.KINDS[kind].folder}.{name}')
   return _PARTS[kind, name]
 
 
 def _outside(kind: str, name: str) -> Entry:
   module_name, _, attribute = name.partition(':')
+  if not all(p.isidentifier() for p in [*module_name.split('.'), attribute]):
+    raise SpecError(f'{kind} {brief(name)}: a part outside lmjax is named package.module:Object')
   try:
     module = importlib.import_module(module_name)
   except ImportError as e:
@@ -155,8 +161,18 @@ def _outside(kind: str, name: str) -> Entry:
     raise SpecError(
       f'{kind} {name!r}: {module_name} has no {attribute!r}{nearest(attribute, have)}'
     )
-  found = _PARTS.get((kind, name))
-  return found or Entry(kind, name, getattr(module, attribute), kinds.KINDS[kind].facts)
+  obj = getattr(module, attribute)
+  others = [e.kind for e in _PARTS.values() if e.obj is obj and e.kind != kind]
+  if others:
+    raise SpecError(f'{kind} {name!r}: this part is registered as {others[0]}')
+  try:
+    inspect.signature(obj)
+  except (TypeError, ValueError):  # not callable, or its arguments are not known
+    raise SpecError(
+      f'{kind} {name!r}: a class or function written in Python is expected, not '
+      f'{type(obj).__name__}'
+    ) from None
+  return _PARTS.get((kind, name)) or Entry(kind, name, obj, kinds.KINDS[kind].facts)
 
 
 def facts_of(kind: str, name: str) -> Mapping[str, Any]:
@@ -186,11 +202,11 @@ def make(kind: str, spec: 'str | specs.Call', **context) -> Part:
   for key in given:
     if key in kinds.KINDS[kind].context:
       raise SpecError(
-        f'{kind} {call.name}: {key!r} is set by the config around it, not as an argument'
+        f'{kind} {call.name}: {brief(key)} is set by the config around it, not as an argument'
       )
     if key not in params:
       raise SpecError(
-        f'{kind} {call.name} has no argument {key!r}{nearest(key, params)} '
+        f'{kind} {call.name} has no argument {brief(key)}{nearest(key, params)} '
         f'It takes: {", ".join(params) or "none"}'
       )
   args = []
@@ -220,7 +236,7 @@ def make(kind: str, spec: 'str | specs.Call', **context) -> Part:
     try:
       check(**dict(args))
     except ValueError as e:
-      raise SpecError(f'{kind} {call.name}: {e}') from None
+      raise SpecError(f'{kind} {call.name}: {specs.cut(str(e), 500)}') from None
   return part
 
 
@@ -246,13 +262,14 @@ def _typed(where: str, value: Any, annotation: Any, context: Mapping[str, Any]) 
       value = specs.call(value)
     if isinstance(value, tuple) and value and all(isinstance(v, specs.Call) for v in value):
       if annotation is not Any and Chain not in (annotation, *typing.get_args(annotation)):
-        raise SpecError(f'{where}={specs.show(value)}: one {kind} is expected here, not a chain')
+        raise SpecError(f'{where}={brief(value)}: one {kind} is expected here, not a chain')
       return Chain(tuple((k, make(kind, c, **inner)) for k, c in specs.label(list(value)).items()))
     if isinstance(value, specs.Call):
       return make(kind, value, **inner)
-    raise SpecError(f'{where}={value!r}: a {kind} is expected, such as {names(kind)[0]}()')
+    raise SpecError(f'{where}={brief(value)}: a {kind} is expected, such as {names(kind)[0]}()')
   if isinstance(value, specs.Call) and not value.args:
-    raise SpecError(f'{where}={value.name}: write text in quotes, {where}="{value.name}"')
+    word = specs.cut(value.name, specs.LONGEST)
+    raise SpecError(f'{where}={word}: write text in quotes, {where}="{word}"')
   accepted = (
     typing.get_args(annotation)
     if isinstance(annotation, types.UnionType) or (typing.get_origin(annotation) is typing.Union)
@@ -261,9 +278,12 @@ def _typed(where: str, value: Any, annotation: Any, context: Mapping[str, Any]) 
   for t in accepted:
     ok, out = _match(value, t)
     if ok:
+      most = LARGEST.get(type(out))
+      if most is not None and abs(out) > most:
+        raise SpecError(f'{where}={brief(value)}: at most {most} in size is expected')
       return out
   wanted = ' or '.join(_words(t) for t in accepted)
-  raise SpecError(f'{where}={value!r} is not accepted: {wanted} is expected')
+  raise SpecError(f'{where}={brief(value)} is not accepted: {wanted} is expected')
 
 
 def _words(wanted: Any) -> str:

@@ -10,14 +10,17 @@ import jax
 
 from lmjax import build as build_lib
 from lmjax import config as config_lib
+from lmjax import exits
 from lmjax import feed as feed_lib
 from lmjax import loop
 from lmjax import progress
+from lmjax import restore
 from lmjax import rundir
+from lmjax import stop as stop_lib
+from lmjax.checkpoint import CheckpointError
 from lmjax.checkpoint import Checkpointer
+from lmjax.parallel import processes
 from lmjax.tracking import Tracker
-
-EXIT_STOPPED = 75
 
 
 def compilation_cache():
@@ -42,55 +45,66 @@ def train(
   workdir: str,
   *,
   allow_config_change: bool = False,
+  choice: restore.Choice = restore.AS_IT_IS,
   started: float | None = None,
 ) -> int:
-  """Trains, or resumes the run in `workdir`. Returns the exit status. Raises ValueError on what the
-  user gave.
+  """Trains, or resumes the run in `workdir`. Returns the exit status.
+
+  Raises ValueError on what the user gave, exits.Ended where the run ends for another reason.
   """
   started = time.monotonic() if started is None else started
   compilation_cache()
-  run = build_lib.build(resolved)
-  mesh = build_lib.mesh(resolved)
-  build_lib.check_devices(run, mesh)
+  with stop_lib.Stop() as stop:
+    run = build_lib.build(resolved)
+    mesh = build_lib.mesh(resolved)
+    build_lib.check_devices(run, mesh)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+      path, feed = _open(run, workdir, mesh, force=allow_config_change)
+      try:
+        return _train(run, path, feed, choice, stop, started)
+      except CheckpointError as e:  # of the save under way while the run ended
+        raise exits.Ended(exits.DISK, str(e)) from e
+      finally:
+        path.close()
+
+
+def _open(run: build_lib.Run, workdir: str, mesh, *, force: bool):
+  """(run directory, feed)."""
 
   def open_dir(write: bool):
     return rundir.open_rundir(
       workdir,
-      resolved,
-      config_lib.fingerprint(resolved),
-      force=allow_config_change,
+      run.config,
+      config_lib.fingerprint(run.config),
+      force=force,
       ignore=config_lib.OUTSIDE_FINGERPRINT,
       write=write,
     )
 
-  with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-    open_dir(write=False)  # a directory of another run is refused before its data is read,
-    try:
-      pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-      raise ValueError(
-        f'workdir {workdir!r} cannot be written: {e.strerror}; give a directory that you may write '
-        'to'
-      ) from None
-    feed = feed_lib.Feed(run, pathlib.Path(workdir), mesh)
-    path = open_dir(
-      write=jax.process_index() == 0
-    )  # and data that cannot be read claims no directory
-    try:
-      return _train(run, path, feed, started)
-    finally:
-      path.close()
+  open_dir(write=False)  # a directory of another run is refused before its data is read,
+  try:
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise ValueError(
+      f'workdir {workdir!r} cannot be written: {e.strerror}; give a directory that you may write to'
+    ) from None
+  feed = processes.primary_first(lambda: feed_lib.Feed(run, pathlib.Path(workdir), mesh))
+  # ... and data that cannot be read claims no directory.
+  return open_dir(write=jax.process_index() == 0), feed
 
 
-def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int:
-  c = run.config
+def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started: float) -> int:
+  c, active = run.config, jax.process_index() == 0
+  if not active:
+    progress.quiet()
   checkpoints = checkpointer(c, path.path)
-  state, start = first_state(run, checkpoints, feed)
-  n = build_lib.counts(run)['total']
+  restorer = restore.Restorer(run, checkpoints, feed, path.path)
+  state = restorer.first(choice)
+  start, n = int(state.step), build_lib.counts(run)['total']
   progress.say(
     f'{n:,} parameters, {c["steps"]:,} steps of {c["batch_tokens"]:,} tokens on '
-    f'{jax.device_count()} '
-    f'{jax.devices()[0].device_kind} device(s); {feed.describe()}; run directory {path.path}'
+    f'{jax.device_count()} {jax.devices()[0].device_kind} device(s); {feed.describe()}; run '
+    f'directory {path.path}'
   )
   if start:
     progress.say(f'resumed at step {start}')
@@ -98,25 +112,38 @@ def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int
     progress.say(f'this run is complete: {start} of {c["steps"]} steps')
     checkpoints.close()
     return 0
+  sample = sampler(run)
   try:
     with (
       Tracker(
-        path.path, resume_step=start if path.resumed else None, tensorboard=c['tensorboard']
+        path.path,
+        resume_step=start if path.resumed else None,
+        tensorboard=c['tensorboard'],
+        active=active,
       ) as tracker,
-      loop.Stop() as stop,
       checkpoints,
     ):
-      trainer = loop.Trainer(run, feed, tracker, checkpoints, sampler=sampler(run), started=started)
-      state = trainer.train(state, stop)
-      if stop.signal is None and c['eval']['tasks']:
+      trainer = loop.Trainer(
+        run,
+        feed,
+        tracker,
+        checkpoints,
+        restore=restorer.at_most,
+        workdir=path.path,
+        sampler=sample,
+        started=started,
+      )
+      with stop.held():
+        state = trainer.train(state, stop)
+      if stop.signal is not None:
+        return exits.RETRY
+      if c['eval']['tasks']:
         score(run, state.params, state.vars, c['eval']['tasks'], tracker, int(state.step))
   finally:
-    if c['report']:
+    if c['report'] and active:
       _report(path.path)
-  if stop.signal is not None:
-    return EXIT_STOPPED
-  if c['sample']['tokens']:
-    progress.say('sample:\n' + sampler(run)(state.params, state.vars, int(state.step)))
+  if sample is not None and c['sample']['tokens']:
+    progress.say('sample:\n' + sample(state.params, state.vars, int(state.step)))
   progress.say(f'done: {path.path / "report.html"}' if c['report'] else f'done: {path.path}')
   return 0
 
@@ -124,95 +151,10 @@ def _train(run: build_lib.Run, path: rundir.RunDir, feed, started: float) -> int
 def _report(path: pathlib.Path):
   from lmjax import report
 
-  report.write_report(path)
-
-
-def first_state(run: build_lib.Run, checkpoints: Checkpointer, feed) -> tuple[Any, int]:
-  """(state, step): the newest complete checkpoint, else a new state, its parameters taken from
-  `init_from` where set.
-  """
-  latest = checkpoints.latest()
-  if latest is not None:
-    state, cursor = checkpoints.restore(latest, abstract_state(run))
-    feed.check(cursor, latest)
-    return state, int(state.step)
-  state = run.init(jax.random.fold_in(jax.random.key(run.config['seed']), 0))
-  if run.config['init_from']:
-    state = state.replace(**parameters_from(run, run.config['init_from']))
-  return state, 0
-
-
-def abstract_state(run: build_lib.Run):
-  shardings = run.shardings()
-  if shardings is None:
-    return run.state_shapes
-  return jax.tree.map(
-    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), run.state_shapes, shardings
-  )
-
-
-def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
-  """{'params', 'vars'} of another run's best-known checkpoint, placed like this run's. Shapes must
-  agree.
-  """
-  source_checkpoints, step = find_checkpoint(source)
-  full = abstract_state(run)
-  like = dict(params=full.params, vars=full.vars)
-  restored = source_checkpoints.restore_params(step, only=('params', 'vars'))
-
-  def place(path, want):
-    value = restored
-    name = '/'.join(k.key for k in path)
-    for k in path:
-      if not isinstance(value, dict) or k.key not in value:
-        raise ValueError(f'config.init_from={source}: it has no parameter {name}')
-      value = value[k.key]
-    if value.shape != want.shape:
-      raise ValueError(
-        f'config.init_from={source}: {name} has shape {value.shape}, this config makes it '
-        f'{want.shape}'
-      )
-    return jax.device_put(value.astype(want.dtype), want.sharding)
-
-  out = jax.tree_util.tree_map_with_path(place, like)
-  have, want = len(jax.tree.leaves(restored)), len(jax.tree.leaves(like))
-  if have != want:
-    raise ValueError(f'config.init_from={source}: it has {have} arrays, this config has {want}')
-  return out
-
-
-def find_checkpoint(source: str) -> tuple[Checkpointer, int]:
-  """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
-  scores are known, else the last.
-  """
-  path = pathlib.Path(source)
-  if path.name.isdigit() and path.is_dir():
-    reader, step = Checkpointer(path.parent), int(path.name)
-    if step not in reader.steps():
-      raise ValueError(f'{source}: no complete checkpoint')
-    return reader, step
-  folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
-  if not folder.is_dir():
-    raise ValueError(f'{source}: no such directory')
-  reader = Checkpointer(folder)
-  step = reader.best()
-  step = reader.latest() if step is None else step
-  if step is None:
-    raise ValueError(f'{source}: no complete checkpoint in {folder}')
-  return reader, step
-
-
-def load(workdir: str) -> tuple[build_lib.Run, Any, Any, int]:
-  """(run, params, vars, step) of a run directory's best checkpoint, on one device."""
-  resolved = config_lib.resolve(rundir.read_config(workdir))
-  run = build_lib.build(resolved)
-  reader, step = find_checkpoint(workdir)
-  found = reader.restore_params(step, only=('params', 'vars'))
-  like = jax.tree.map(lambda s: (s.shape, str(s.dtype)), dict(params=run.shapes['params']))
-  have = jax.tree.map(lambda a: (a.shape, str(a.dtype)), dict(params=found['params']))
-  if like != have:
-    raise ValueError(f'{workdir}: the checkpoint of step {step} does not fit config.json')
-  return run, jax.device_put(found['params']), jax.device_put(found.get('vars', {})), step
+  try:
+    report.write_report(path)
+  except OSError as e:  # what the run learnt is in its metrics
+    progress.say(f'{path / "report.html"} cannot be written: {e.strerror or e}')
 
 
 def language_model(run: build_lib.Run, params, vars):
@@ -235,10 +177,10 @@ def language_model(run: build_lib.Run, params, vars):
   )
 
 
-def evaluate(workdir: str, names: str) -> int:
+def evaluate(workdir: str, names: str, *, allow_code: bool = False) -> int:
   """--eval: scores the best checkpoint, prints a table, and adds the scores to metrics.jsonl."""
   compilation_cache()
-  run, params, vars, step = load(workdir)
+  run, params, vars, step = restore.load(workdir, allow_code=allow_code)
   with Tracker(workdir, tensorboard=False) as tracker:
     score(run, params, vars, names, tracker, step)
   _report(pathlib.Path(workdir))

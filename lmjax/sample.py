@@ -25,6 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     help="greedy(), temperature(t=), top_k(k=), top_p(p=), min_p(p=), joined by '|'",
   )
   p.add_argument('--seed', type=int, default=0)
+  p.add_argument(
+    '--allow_code',
+    action='store_true',
+    help="import the modules that the directory's config names",
+  )
   flags = p.parse_args(argv)
   try:
     return sample(flags)
@@ -35,12 +40,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def sample(flags) -> int:
   from lmjax import generate
+  from lmjax import restore
   from lmjax import run as run_lib
 
   if flags.tokens < 1:
     raise ValueError(f'--tokens={flags.tokens}: at least 1 is expected')
   run_lib.compilation_cache()
-  run, params, vars, step = run_lib.load(flags.workdir)
+  run, params, vars, step = restore.load(flags.workdir, allow_code=flags.allow_code)
   progress.say(f'step {step} of {flags.workdir}')
   prompts = flags.prompt or [run.config['sample']['prompt']]
   texts = generate.sample_texts(

@@ -14,8 +14,11 @@ anything. A part outside lmjax is named `package.module:Object(arg=1)`.
 import ast
 import dataclasses
 import io
+import math
 import tokenize
 from typing import Any
+
+LONGEST = 160  # characters of a value that a message shows
 
 
 class SpecError(ValueError):
@@ -51,6 +54,21 @@ def show(value: Any) -> str:
   return str(value) if isinstance(value, Call) else repr(value)
 
 
+def brief(value: Any, longest: int = LONGEST) -> str:
+  """show(value) for a message, its middle left out where it is long."""
+  try:
+    text = show(value)
+  except (ValueError, RecursionError):  # more digits than Python writes out, or nested too deep
+    text = f'<{type(value).__name__}>'
+  return cut(text, longest)
+
+
+def cut(text: str, longest: int) -> str:
+  """The text, without its middle where it is longer than that."""
+  half = longest // 2
+  return text if len(text) <= longest else f'{text[:half]} ... {text[-half:]}'
+
+
 def _hide_paths(text: str) -> tuple[str, dict[str, str]]:
   """Replaces `package.module:Object` by an identifier, so that the rest is ordinary Python."""
   try:
@@ -61,47 +79,62 @@ def _hide_paths(text: str) -> tuple[str, dict[str, str]]:
     ]
   except (tokenize.TokenError, SyntaxError, ValueError):
     return text, {}  # `ast` names the fault
+  words = [t.string for t in tokens] + ['', '']
+  is_name = [t.type == tokenize.NAME for t in tokens] + [False, False]
   out, hidden, i = [], {}, 0
   while i < len(tokens):
-    j, path = i, ''
-    while j < len(tokens) and (tokens[j].type == tokenize.NAME or tokens[j].string == '.'):
-      path, j = path + tokens[j].string, j + 1
-    is_path = (
-      path
-      and j + 1 < len(tokens)
-      and tokens[j].string == ':'
-      and (tokens[j + 1].type == tokenize.NAME)
-    )
-    if is_path:
+    j = i + 1
+    while is_name[i] and words[j] == '.' and is_name[j + 1]:
+      j += 2
+    if is_name[i] and words[j] == ':' and is_name[j + 1]:
       name = f'_path_{len(hidden)}'
-      hidden[name] = f'{path}:{tokens[j + 1].string}'
+      hidden[name] = f'{"".join(words[i:j])}:{words[j + 1]}'
       out.append(name)
       i = j + 2
     else:
-      out.append(tokens[i].string)
-      i += 1
+      out += words[i:j]
+      i = j
   return (' '.join(out), hidden) if hidden else (text, {})
 
 
 def _tree(text: str) -> tuple[ast.expr, dict[str, str]]:
   if not isinstance(text, str):
-    raise SpecError(f'a spec is a string such as "name(arg=1)", not {text!r}')
+    raise SpecError(f'a spec is a string such as "name(arg=1)", not {brief(text)}')
   if not text.strip():
     raise SpecError('an empty spec; a name such as "name(arg=1)" is needed')
   source, hidden = _hide_paths(text.strip())
   try:
     return ast.parse(source, mode='eval').body, hidden
+  except UnicodeEncodeError:
+    raise SpecError(f'{brief(text)} holds half a surrogate pair, which is not text') from None
   except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
     raise SpecError(
-      f'cannot read the spec {text!r}: {getattr(e, "msg", e)}; '
+      f'cannot read the spec {brief(text)}: {getattr(e, "msg", e)}; '
       'write it as name(arg=1), arguments being literals'
     ) from None
 
 
 def _flat(node: ast.expr, op: type) -> list[ast.expr]:
-  if isinstance(node, ast.BinOp) and isinstance(node.op, op):
-    return _flat(node.left, op) + _flat(node.right, op)
-  return [node]
+  """The operands of a joint, left to right; in a loop, since a chain may be long."""
+  out, todo = [], [node]
+  while todo:
+    node = todo.pop()
+    if isinstance(node, ast.BinOp) and isinstance(node.op, op):
+      todo += [node.right, node.left]
+    else:
+      out.append(node)
+  return out
+
+
+def _source(node: ast.expr, hidden: dict[str, str]) -> str:
+  """The text of a node, for a message."""
+  try:
+    text = ast.unparse(node)
+  except (RecursionError, ValueError):  # nested too deep, or more digits than Python writes out
+    return '...'
+  for name, path in hidden.items():
+    text = text.replace(name, path)
+  return cut(text, LONGEST)
 
 
 def _value(node: ast.expr, hidden: dict[str, str], where: str) -> Any:
@@ -110,20 +143,28 @@ def _value(node: ast.expr, hidden: dict[str, str], where: str) -> Any:
     calls = tuple(_call(n, hidden) for n in _flat(node, ast.BitOr))
     return calls if is_joint else calls[0]
   try:
-    return _tuples(ast.literal_eval(node))
+    return checked(ast.literal_eval(node))
+  except SpecError as e:
+    raise SpecError(f'{where}: {e}') from None
   except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
     raise SpecError(
-      f'{where}={ast.unparse(node)} is not a literal (a number, a string in quotes, '
+      f'{where}={_source(node, hidden)} is not a literal (a number, a string in quotes, '
       'True, False, None, a tuple) nor a part'
     ) from None
 
 
-def _tuples(value: Any) -> Any:
-  """Lists become tuples: arguments must be hashable."""
+def checked(value: Any) -> Any:
+  """Lists become tuples, since arguments must be hashable. Refuses what could not be written back
+  as it was read.
+  """
   if isinstance(value, (list, tuple)):
-    return tuple(_tuples(v) for v in value)
+    return tuple(checked(v) for v in value)
   if isinstance(value, (dict, set)):
-    raise ValueError('dictionaries and sets are not accepted')
+    raise SpecError('dictionaries and sets are not accepted')
+  if isinstance(value, float) and not math.isfinite(value):
+    raise SpecError('a number is too large for a float; a finite one is expected')
+  if isinstance(value, int) and value.bit_length() > 1000:
+    raise SpecError(f'a number of {value.bit_length()} bits is not accepted; at most 1000 are')
   return value
 
 
@@ -133,10 +174,8 @@ def _call(node: ast.expr, hidden: dict[str, str]) -> Call:
   if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
     name = hidden.get(node.func.id, node.func.id)
     if node.args:
-      raise SpecError(
-        f'{name}({ast.unparse(node.args[0])}): arguments are given by name, '
-        f'as in {name}(arg={ast.unparse(node.args[0])})'
-      )
+      first = _source(node.args[0], hidden)
+      raise SpecError(f'{name}({first}): arguments are given by name, as in {name}(arg={first})')
     if any(k.arg is None for k in node.keywords):
       raise SpecError(f'{name}(**...) is not accepted; name each argument')
     seen = [k.arg for k in node.keywords]
@@ -146,14 +185,14 @@ def _call(node: ast.expr, hidden: dict[str, str]) -> Call:
     return Call(
       name, tuple((k.arg, _value(k.value, hidden, f'{name}.{k.arg}')) for k in node.keywords)
     )
-  raise SpecError(f'expected name or name(arg=1), got {ast.unparse(node)!r}')
+  raise SpecError(f'expected name or name(arg=1), got {_source(node, hidden)!r}')
 
 
 def call(text: str) -> Call:
   """Reads one part: 'gqa(head_dim=64)'."""
   node, hidden = _tree(text)
   if isinstance(node, ast.BinOp):
-    raise SpecError(f'one part is expected here, not several: {text!r}')
+    raise SpecError(f'one part is expected here, not several: {brief(text)}')
   return _call(node, hidden)
 
 
@@ -184,11 +223,12 @@ def weighted(text: str) -> dict[str, tuple[float | None, Call]]:
     weight = None
     if isinstance(term, ast.BinOp) and isinstance(term.op, ast.Mult):
       try:
-        weight = float(ast.literal_eval(term.left))
-      except (ValueError, TypeError, SyntaxError):
-        raise SpecError(
-          f'a weight is a number, as in 0.7*name(); got {ast.unparse(term)!r}'
-        ) from None
+        weight = checked(ast.literal_eval(term.left))
+      except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        weight = None
+      if type(weight) not in (int, float):
+        raise SpecError(f'a weight is a number, as in 0.7*name(); got {_source(term, hidden)!r}')
+      weight = float(weight)
       term = term.right
     weights.append(weight)
     calls.append(_call(term, hidden))
@@ -197,7 +237,7 @@ def weighted(text: str) -> dict[str, tuple[float | None, Call]]:
 
 def segments(text: str) -> tuple[Segment, ...]:
   """Reads 'full + (local, full)*3 + shared(full)*4' into segments of block names."""
-  node, _ = _tree(text)
+  node, hidden = _tree(text)
   out = []
   for term in _flat(node, ast.Add):
     repeats = 1
@@ -205,7 +245,7 @@ def segments(text: str) -> tuple[Segment, ...]:
       count = term.right
       if not (isinstance(count, ast.Constant) and type(count.value) is int and count.value > 0):
         raise SpecError(
-          f'a segment repeats a positive whole number of times, got {ast.unparse(term)!r}'
+          f'a segment repeats a positive whole number of times, got {_source(term, hidden)!r}'
         )
       term, repeats = term.left, count.value
     shared = (
@@ -214,16 +254,24 @@ def segments(text: str) -> tuple[Segment, ...]:
     if shared:
       if len(term.args) != 1 or term.keywords:
         raise SpecError(
-          f'shared(...) takes one block or one group of blocks, got {ast.unparse(term)!r}'
+          f'shared(...) takes one block or one group of blocks, got {_source(term, hidden)!r}'
         )
       term = term.args[0]
     names = term.elts if isinstance(term, ast.Tuple) else [term]
     if not names or not all(isinstance(n, ast.Name) for n in names):
       raise SpecError(
-        f'a segment is a block name or a group (a, b) of them, got {ast.unparse(term)!r}'
+        f'a segment is a block name or a group (a, b) of them, got {_source(term, hidden)!r}'
       )
-    out.append(Segment(tuple(n.id for n in names), repeats, shared))
+    out.append(Segment(tuple(hidden.get(n.id, n.id) for n in names), repeats, shared))
   return tuple(out)
+
+
+def outside(text: str) -> list[str]:
+  """The parts `package.module:Object` that a spec of any form names, also within others. Imports
+  nothing.
+  """
+  node, hidden = _tree(text)
+  return [hidden[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in hidden]
 
 
 def rewrite(text: str, path: list[str], value: Any) -> str:
@@ -249,7 +297,7 @@ def _rewrite(calls: dict[str, Call], path: list[str], value: Any, text: str) -> 
   if head not in calls or not rest:
     if len(calls) != 1:
       raise SpecError(
-        f'{".".join(path)}: name the part and its argument; {text!r} has {", ".join(calls)}'
+        f'{".".join(path)}: name the part and its argument; {brief(text)} has {", ".join(calls)}'
       )
     head, rest = next(iter(calls)), path
   found = calls[head]
@@ -266,7 +314,7 @@ def _rewrite(calls: dict[str, Call], path: list[str], value: Any, text: str) -> 
     )
     if not is_part:
       raise SpecError(
-        f'{".".join(path)}: no part {rest[0]!r} in {text!r}, which has {", ".join(calls)}'
+        f'{".".join(path)}: no part {rest[0]!r} in {brief(text)}, which has {", ".join(calls)}'
       )
     nested = label(list(inner) if isinstance(inner, tuple) else [inner])
     new = tuple(_rewrite(nested, rest[1:], value, text).values())

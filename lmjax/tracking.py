@@ -24,6 +24,10 @@ _ODD = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 _LOG = logging.getLogger(__name__)
 
 
+class TrackingError(RuntimeError):
+  """A line of metrics could not be written (disk); the message names the file."""
+
+
 class Tracker:
   """Writes the metrics of one run.
 
@@ -61,19 +65,29 @@ class Tracker:
 
   def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Appends one line; values are numbers (Python, NumPy or JAX scalars), booleans, strings, None
-    or lists of them.
+    or lists of them. Raises TrackingError.
     """
     if self._file is None:
       return
     line = {'kind': kind, 'step': int(step), 'time': time.time()} | {
       k: _plain(v) for k, v in values.items()
     }
-    self._file.write(json.dumps({k: _jsonable(v) for k, v in line.items()}, allow_nan=False) + '\n')
+    text = json.dumps(jsonable(line), allow_nan=False) + '\n'
+    try:
+      self._file.write(text)
+    except OSError as e:
+      raise TrackingError(f'{self.path} cannot be written: {e.strerror or e}') from e
     if kind == 'resume':
       return
     if self._open_tb is not None:
       self._tb, self._open_tb = _guarded(self._open_tb), None
     if self._tb is not None and not _guarded(lambda: self._tb.log(line)):
+      self._tb = None
+
+  def resumed(self, step: int) -> None:
+    """From here on the run goes on from `step`: what was logged after it no longer counts."""
+    self.log('resume', step, {})
+    if self._tb is not None and not _guarded(lambda: self._tb.purge(step + 1)):
       self._tb = None
 
   def close(self) -> None:
@@ -99,15 +113,16 @@ class _Events:
     # from erasing one.
     self._writer = EventsWriter(str(path / 'events'), f'.{len(list(path.iterdir())):04d}')
     if resume_step is not None:
-      self._purge(resume_step + 1)
+      self.purge(resume_step + 1)
 
-  def _purge(self, step: int) -> None:
+  def purge(self, step: int) -> bool:
     """Tells TensorBoard to hide what a killed run had logged from `step` on."""
     from tensorboardX.proto import event_pb2
 
     event = event_pb2.Event(wall_time=time.time(), step=step)
     event.session_log.status = event_pb2.SessionLog.START
     self._writer.write_event(event)
+    return True
 
   def log(self, line: Mapping[str, Any]) -> bool:
     from tensorboardX.proto import event_pb2
@@ -182,9 +197,12 @@ def _plain(value: Any) -> Any:
   return (array.astype(np.float64) if array.dtype.kind not in 'biufU' else array).tolist()
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+  """Numbers, strings, None, lists and dictionaries of them, with odd numbers as strings."""
+  if isinstance(value, Mapping):
+    return {k: jsonable(v) for k, v in value.items()}
   if isinstance(value, list):
-    return [_jsonable(v) for v in value]
+    return [jsonable(v) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
   return value

@@ -2,9 +2,9 @@
 
 Micro-batches accumulate sums (loss, weight, gradients) and are divided once by the weight of all of
 them, so the number of micro-batches does not change the result. A step whose loss, gradients or
-updates are not finite changes nothing but the step and the count of skipped steps. No logging,
-hooks or method names belong here; what happens every N steps is a function of its own, called by
-the loop.
+updates are not finite, or that the guard refuses, changes nothing but the counters and the guard's
+memory. No logging, hooks or method names belong here; what happens every N steps is a function of
+its own, called by the loop.
 """
 
 from typing import Any
@@ -19,28 +19,28 @@ import optax
 class State:
   """Everything on the device that affects the future.
 
-  step: int32, batches seen. skipped: int32, steps whose update was refused. params: trained; vars:
-    collections that are not;
-  opt: the optimizer's state, a dictionary by the names in its chain.
+  step: int32, batches seen. skipped: int32, steps whose update was refused; streak: int32, how many
+    of them are the last ones.
+  params: trained; vars: collections that are not. opt: the optimizer's state, a dictionary by the
+    names in its chain. guard: what the guard remembers.
   """
 
   step: jax.Array
   skipped: jax.Array
+  streak: jax.Array
   params: Any
   vars: Any
   opt: Any
+  guard: Any
 
 
-def init_state(variables, tx) -> State:
+def init_state(variables, tx, guard=None) -> State:
   """The first state from unboxed variables."""
   rest = {k: v for k, v in variables.items() if k != 'params'}
-  # Two arrays, not one twice: the step donates both.
+  zero = lambda: jnp.zeros((), jnp.int32)  # arrays of their own: the step donates each
+  opt = tx.init(variables['params'])
   return State(
-    jnp.zeros((), jnp.int32),
-    jnp.zeros((), jnp.int32),
-    variables['params'],
-    rest,
-    tx.init(variables['params']),
+    zero(), zero(), zero(), variables['params'], rest, opt, {} if guard is None else guard.init()
   )
 
 
@@ -76,8 +76,25 @@ def accumulate(objective, params, vars, batch, rng, micro: int):
   return jax.lax.scan(add, zeros, (slices, rngs))[0]
 
 
+def group_norms(grads, groups) -> dict[str, jax.Array]:
+  """{'grad_norm/<group>': norm}, in float32; nothing without groups."""
+  squares: dict[str, list] = {}
+  for name, g in zip(jax.tree.leaves(groups), jax.tree.leaves(grads)):
+    squares.setdefault(name, []).append(jnp.sum(jnp.square(g.astype(jnp.float32))))
+  return {f'grad_norm/{k}': jnp.sqrt(sum(v)) for k, v in squares.items()}
+
+
 def make_step(
-  objective, tx, schedule, *, peak_lr: float, lr_factors, micro: int = 1, sample_fn=None
+  objective,
+  tx,
+  schedule,
+  *,
+  peak_lr: float,
+  lr_factors,
+  groups=None,
+  micro: int = 1,
+  sample_fn=None,
+  guard=None,
 ):
   """Builds step(state, batch, key) -> (state, metrics).
 
@@ -86,9 +103,11 @@ def make_step(
       scaling.
     schedule: step -> factor of peak_lr. lr_factors: tree like params, the parameterization's factor
       of each rate.
-    micro: micro-batches, each a slice of the batch's rows. sample_fn: see `kinds.Optim`.
+    groups: tree like params, the name under which a leaf's gradient norm is reported, or None.
+    micro: micro-batches, each a slice of the batch's rows. sample_fn: see `kinds.Optim`. guard: see
+      `kinds.Guard`.
 
-  Metrics are (sum, weight) pairs; `lr`, norms and `applied` are scalars with weight 1.
+  Metrics are (sum, weight) pairs; `lr`, norms and counters are scalars with weight 1.
   """
 
   def step(state: State, batch, key):
@@ -113,13 +132,19 @@ def make_step(
 
     grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & (weight > 0)
+    memory = state.guard
+    if guard is not None:
+      accepted, memory = guard.judge(memory, loss, grad_norm)
+      ok &= accepted
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
     new = State(
       state.step + 1,
       state.skipped + jnp.where(ok, 0, 1),
+      jnp.where(ok, 0, state.streak + 1),
       keep(params, state.params),
       keep(vars, state.vars),
       keep(opt, state.opt),
+      memory,
     )
     one = jnp.ones(())
     scalars = dict(
@@ -127,7 +152,10 @@ def make_step(
       grad_norm=grad_norm,
       update_norm=update_norm,
       applied=ok.astype(jnp.float32),
+      skipped=new.skipped.astype(jnp.float32),
+      streak=new.streak.astype(jnp.float32),
       param_norm=optax.tree.norm(state.params),
+      **group_norms(grads, groups),
     )
     return new, dict(loss=(total, weight), **metrics, **{k: (v, one) for k, v in scalars.items()})
 

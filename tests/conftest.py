@@ -20,7 +20,8 @@ for flag, value in dict(
 ).items():
   if flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{flag}={value}'.strip()
-sys.path.insert(0, str(pathlib.Path(__file__).parent / 'contracts'))  # for `_table`
+for folder in ('contracts', 'reliability'):  # for `_table`, `_runs`
+  sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import pytest  # noqa: E402
 

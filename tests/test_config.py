@@ -25,7 +25,8 @@ CHECKED_ELSEWHERE = {
   'data.eos',
   'keep_best',
   'tensorboard',
-  'report',  # booleans
+  'report',
+  'watchdog.exit',  # booleans
   'data.cache',  # a path
   'mesh.replica',
   'mesh.data',

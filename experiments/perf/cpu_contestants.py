@@ -3,7 +3,9 @@
 command: python experiments/perf/cpu_contestants.py   CPU time of the parts of lmjax's step
 """
 
+import contextlib
 import ctypes
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -11,10 +13,20 @@ import sys
 import time
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCAB, HIDDEN = 4, 256, 4, 256, 256, 1024
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'maxtext')
 
 
 def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def packages() -> dict[str, str]:
+  """Versions of what is installed beside this interpreter."""
+  out = {}
+  for name in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      out[name] = importlib.metadata.version(name)
+  return out
 
 
 def keep_heap() -> bool:
@@ -164,6 +176,14 @@ def torch_step(kind: str, rows: int, overrides):
   return one, sum(p.numel() for p in model.parameters())
 
 
+def builder(kind: str):
+  if kind.startswith('maxtext'):
+    from maxtext_contestant import maxtext_step
+
+    return maxtext_step
+  return lmjax_step if kind.startswith('lmjax') else torch_step
+
+
 def worker(kind: str, rows: int, overrides):
   """Says how it stands, then for each number on standard input runs that many steps and answers
   with their times.
@@ -174,11 +194,12 @@ def worker(kind: str, rows: int, overrides):
   if heap and not keep_heap():
     raise OSError('this C library has no mallopt')
   begun = time.monotonic()
-  one, size = (lmjax_step if kind.startswith('lmjax') else torch_step)(kind, rows, overrides)
+  one, size = builder(kind)(kind, rows, overrides)
   float(one())
   first = time.monotonic() - begun
   float(one())
-  print(json.dumps(dict(params=size, first_step_s=round(first, 2))), file=say, flush=True)
+  said = dict(params=size, first_step_s=round(first, 2), versions=packages())
+  print(json.dumps(said), file=say, flush=True)
   for line in sys.stdin:
     wall, cpu = time.monotonic(), time.process_time()
     for _ in range(int(line)):

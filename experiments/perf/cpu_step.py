@@ -1,4 +1,4 @@
-"""Training step on the CPU: lmjax against PyTorch, the same tiny GPT, in one interleaved run.
+"""Training step on the CPU: lmjax against PyTorch and MaxText, the same tiny GPT, interleaved.
 
 command: python experiments/perf/cpu_step.py   (writes cpu_step.json beside this file)
 
@@ -6,7 +6,8 @@ The model: 4 layers, width 256, 4 heads of 64, T = 256, bytes, float32, RMS norm
 1024, learned positions, tied embeddings, AdamW, 16 rows a step. lmjax runs its real step: documents
 masked, norms and metrics computed, and the guard against updates that are not finite; PyTorch runs
 forward, backward and a `foreach` AdamW, eager and under torch.compile, and does none of those
-three.
+three. MaxText (see `maxtext_contestant.py`) runs its own train step, with segments and norms too;
+it wants an environment of its own, whose interpreter `--maxtext-python` names.
 
 Every contestant is a live process. They take turns, a few steps each, so that whatever else the
 machine does hits all alike: only ratios between turns of one round mean anything; tokens a second
@@ -20,7 +21,6 @@ without that, one thread each on one core; there CPU seconds can be compared wha
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 
-from cpu_contestants import LENGTH, cores, worker
+from cpu_contestants import LENGTH, cores, packages, worker
 
 CONTESTANTS = (
   'lmjax+heap',
@@ -41,12 +41,20 @@ CONTESTANTS = (
   'torch-eager',
   'torch-compile+heap',
   'torch-compile',
+  'maxtext',
+  'maxtext+heap',
+  'maxtext-scan',
+  'maxtext-gpt3',
+  'maxtext-gpt3+heap',
+  'maxtext-gpt3-scan',
 )
 BASE = 'torch-compile'
 PAIRS = (
   ('lmjax-scan', 'lmjax'),
   ('lmjax-scan+heap', 'lmjax+heap'),
   ('lmjax+heap', 'torch-compile+heap'),
+  *(('lmjax+heap', k) for k in CONTESTANTS if k.startswith('maxtext')),
+  ('lmjax', 'maxtext'),
 )
 
 
@@ -54,14 +62,20 @@ def start(kind: str, flags):
   """A live worker and what it said, or (None, why it cannot run)."""
   if kind.startswith('torch') and importlib.util.find_spec('torch') is None:
     return None, 'torch is not installed'
-  command = [sys.executable, __file__, '--worker', kind, '--rows', str(flags.rows)]
+  if kind.startswith('maxtext') and not flags.maxtext_python:
+    return None, '--maxtext-python names no interpreter'
+  python = flags.maxtext_python if kind.startswith('maxtext') else sys.executable
+  command = [python, __file__, '--worker', kind, '--rows', str(flags.rows)]
   command += ['--cores', str(flags.cores)]
-  if kind.startswith('lmjax'):
-    command += [f'--set={o}' for o in flags.set]
+  own = dict(lmjax=flags.set, maxtext=flags.maxtext_set)
+  command += [f'--set={o}' for name, words in own.items() if kind.startswith(name) for o in words]
   errors = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
-  process = subprocess.Popen(
-    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-  )
+  try:
+    process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+    )
+  except OSError as e:
+    return None, f'{python} does not start: {e.strerror}'
   line = process.stdout.readline()
   if not line:
     errors.seek(0)
@@ -168,9 +182,17 @@ def show(table, turns):
     if 'ratio' in row:
       line += f'  {words(row["ratio"])}   {row["cpu_ratio"]["median"]:.2f}'
     print(line)
-  for a, b in PAIRS:
-    if a in turns and b in turns:
-      print(f'{a} / {b}: {words(ratio(turns, a, b))}')
+  for name, row in pairs(turns).items():
+    print(f'{name}: {words(row["ratio"])}   {row["cpu_ratio"]["median"]:.2f} by CPU time')
+
+
+def pairs(turns):
+  """The first of each pair against the second, where both ran."""
+  return {
+    f'{a} / {b}': dict(ratio=ratio(turns, a, b), cpu_ratio=ratio(turns, a, b, 'cpu'))
+    for a, b in PAIRS
+    if a in turns and b in turns
+  }
 
 
 def words(r) -> str:
@@ -181,10 +203,7 @@ def versions():
   out = dict(
     python=platform.python_version(), machine=platform.machine(), cores=cores(), cpu=cpu_name()
   )
-  for name in ('jax', 'jaxlib', 'flax', 'optax', 'torch'):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      out[name] = importlib.metadata.version(name)
-  return out
+  return out | packages()
 
 
 def cpu_name() -> str:
@@ -212,6 +231,10 @@ def main():
     metavar='KEY=VALUE',
     help='an override of the lmjax config',
   )
+  p.add_argument('--maxtext-python', metavar='PATH', help='an interpreter that imports maxtext')
+  p.add_argument(
+    '--maxtext-set', action='append', default=[], metavar='KEY=VALUE', help='a setting of MaxText'
+  )
   p.add_argument(
     '--out',
     default=str(pathlib.Path(__file__).with_name('cpu_step.json')),
@@ -223,6 +246,7 @@ def main():
     if hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.cores])
     return worker(flags.worker, flags.rows, flags.set)
+  load = os.getloadavg()
   said, missing, turns = race(flags)
   if not turns:
     raise SystemExit('no contestant could run')
@@ -235,10 +259,12 @@ def main():
       cores=flags.cores,
       rounds=len(next(iter(turns.values()))),
       steps=flags.steps,
-      overrides=flags.set,
+      overrides=dict(lmjax=flags.set, maxtext=flags.maxtext_set),
+      load_average=dict(before=load, after=os.getloadavg()),
       started=said,
       missing=missing,
       table=table,
+      pairs=pairs(turns),
       turns=turns,
     )
     pathlib.Path(flags.out).write_text(json.dumps(result, indent=1) + '\n')

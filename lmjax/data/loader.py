@@ -101,17 +101,22 @@ class Loader:
     ]
 
   def iterate(
-    self, first_step: int = 0, *, threads: int = 2, prefetch: int = 4
+    self,
+    first_step: int = 0,
+    *,
+    order: Callable[[int], int] = lambda step: step,
+    threads: int = 2,
+    prefetch: int = 4,
   ) -> Iterator[dict[str, np.ndarray]]:
     """Batches from `first_step` on, read ahead by grain: without end for a Plan, to its last step
     for a Sequential.
 
-    Args: threads: that read. prefetch: batches ready ahead of use. grain is imported here, since
-      that takes seconds.
+    Args: order: which batch stands at a step. threads: that read. prefetch: batches ready ahead of
+      use. grain is imported here, since that takes seconds.
     """
     import grain
 
-    steps = _Steps(self, first_step)
+    steps = _Steps(self, first_step, order)
     dataset = grain.MapDataset.source(steps) if len(steps) else None
     if dataset is None:
       return iter(())
@@ -131,8 +136,8 @@ def _joined(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 class _Steps:
   """The steps from one on, as a grain source."""
 
-  def __init__(self, loader: Loader, first_step: int):
-    self._loader, self._first = loader, first_step
+  def __init__(self, loader: Loader, first_step: int, order: Callable[[int], int]):
+    self._loader, self._first, self._order = loader, first_step, order
     ends = hasattr(loader.plan, '__len__')
     self._len = max(0, len(loader.plan) - first_step) if ends else sys.maxsize
 
@@ -140,4 +145,4 @@ class _Steps:
     return self._len
 
   def __getitem__(self, i: int):
-    return self._loader[self._first + int(i)]
+    return self._loader[self._order(self._first + int(i))]

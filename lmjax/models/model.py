@@ -11,8 +11,9 @@ from lmjax import kinds
 from lmjax import specs
 from lmjax.nn.params import Scheme
 from lmjax.parallel import remat
-from lmjax.registry import Part, make, nearest
+from lmjax.registry import LARGEST, Part, make, nearest
 
+WRITTEN = 256  # blocks that a stack may name one by one
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
 
 
@@ -73,7 +74,8 @@ def positive(**values):
 def dtype(key: str, name: str):
   if name not in DTYPES:
     raise ValueError(
-      f'config.{key}={name!r}: one of {", ".join(DTYPES)} is expected{nearest(name, DTYPES)}'
+      f'config.{key}={specs.brief(name)}: one of {", ".join(DTYPES)} is expected'
+      f'{nearest(name, DTYPES)}'
     )
   return DTYPES[name]
 
@@ -89,15 +91,27 @@ def segments(m: dict) -> tuple[specs.Segment, ...]:
       )
     positive(**{'model.depth': m['depth']})
     return (specs.Segment((names[0],), m['depth']),)
-  found = specs.segments(m['stack'])
+  where = f'config.model.stack={specs.brief(m["stack"])}'
+  try:
+    found = specs.segments(m['stack'])
+  except specs.SpecError as e:
+    raise ValueError(f'{where}: {e}') from None
   for s in found:
     for n in s.pattern:
       if n not in names:
         raise ValueError(
-          f'config.model.stack={m["stack"]!r}: no block {n!r}{nearest(n, names)} '
-          'config.model.blocks has '
+          f'{where}: no block {specs.brief(n)}{nearest(n, names)} config.model.blocks has '
           f'{", ".join(names)}'
         )
+  written = sum(len(s.pattern) for s in found)
+  if written > WRITTEN:  # each is traced and compiled by itself
+    raise ValueError(
+      f'{where}: {written} blocks are written out, at most {WRITTEN} are accepted; repeat a group, '
+      'as in (local, full)*3'
+    )
+  depth = sum(len(s.pattern) * s.repeats for s in found)
+  if depth > LARGEST[int]:
+    raise ValueError(f'{where}: {specs.brief(depth)} layers, at most {LARGEST[int]} are accepted')
   return found
 
 

@@ -7,6 +7,8 @@ import math
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
+from lmjax.specs import brief
+
 AXES = ('replica', 'data', 'tensor')
 MODES = {'auto': AxisType.Auto, 'explicit': AxisType.Explicit}
 
@@ -16,15 +18,7 @@ def sizes(settings: dict, devices: int) -> dict[str, int]:
 
   Raises ValueError where the product is not the number of devices.
   """
-  out = {a: settings[a] for a in AXES}
-  for a, n in out.items():
-    if n < 1 and n != -1:
-      raise ValueError(
-        f'config.mesh.{a}={n}: a positive number of devices or -1 (all that are left) is expected'
-      )
-  free = [a for a, n in out.items() if n == -1]
-  if len(free) > 1:
-    raise ValueError(f'config.mesh: only one axis may be -1, not {" and ".join(free)}')
+  out, free = _asked(settings)
   fixed = math.prod(n for n in out.values() if n != -1)
   if free:
     if devices % fixed:
@@ -39,7 +33,7 @@ def abstract(settings: dict):
   """The mesh that a config asks for without any device, or None for one; an axis of -1 counts as 1,
   since nobody knows.
   """
-  shape = {a: max(1, settings[a]) for a in AXES if settings[a] > 1}
+  shape = {a: n for a, n in _asked(settings)[0].items() if n > 1}
   mode = MODES[_mode(settings)]
   return (
     AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(mode,) * len(shape))
@@ -48,10 +42,26 @@ def abstract(settings: dict):
   )
 
 
+def _asked(settings: dict) -> tuple[dict[str, int], list[str]]:
+  """(sizes as written, the axes of -1). Raises ValueError for a size that is none."""
+  out = {a: settings[a] for a in AXES}
+  for a, n in out.items():
+    if n < 1 and n != -1:
+      raise ValueError(
+        f'config.mesh.{a}={n}: a positive number of devices or -1 (all that are left) is expected'
+      )
+  free = [a for a, n in out.items() if n == -1]
+  if len(free) > 1:
+    raise ValueError(
+      f'config.mesh.{free[1]}=-1: only one axis may be -1, and config.mesh.{free[0]} is already'
+    )
+  return out, free
+
+
 def _mode(settings: dict) -> str:
   if settings['mode'] not in MODES:
     raise ValueError(
-      f'config.mesh.mode={settings["mode"]!r}: one of {", ".join(MODES)} is expected'
+      f'config.mesh.mode={brief(settings["mode"])}: one of {", ".join(MODES)} is expected'
     )
   return settings['mode']
 
@@ -61,6 +71,11 @@ def make(settings: dict):
   mode = MODES[_mode(settings)]
   shape = sizes(settings, jax.device_count())
   if math.prod(shape.values()) == 1:
+    if jax.process_count() > 1:
+      raise ValueError(
+        f'config.mesh asks for one device, but {jax.process_count()} processes of '
+        f'{jax.device_count()} devices run together; set config.mesh.data=-1, say'
+      )
     return None
   kept = {a: n for a, n in shape.items() if n > 1}
   return jax.make_mesh(tuple(kept.values()), tuple(kept), axis_types=(mode,) * len(kept))

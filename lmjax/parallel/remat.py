@@ -10,6 +10,8 @@ import re
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from lmjax.specs import brief
+
 NAMES = ('mixer_in', 'qkv', 'mixer_out', 'ffn_in', 'ffn_hidden', 'ffn_out')
 
 
@@ -28,13 +30,16 @@ def policy(text: str):
     return True, jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
   match = re.fullmatch(r'\s*names\(([\w\s,]*)\)\s*', text)
   if not match:
-    raise ValueError(f'config.model.remat={text!r}: none, full, dots or names(...) is expected')
+    raise ValueError(
+      f'config.model.remat={brief(text)}: none, full, dots or names(...) is expected'
+    )
   names = [n.strip() for n in match[1].split(',') if n.strip()]
   for n in names:
     if n not in NAMES:
       raise ValueError(
-        f'config.model.remat={text!r}: no tensor is named {n!r}; there are {", ".join(NAMES)}'
+        f'config.model.remat={brief(text)}: no tensor is named {brief(n)}; there are '
+        f'{", ".join(NAMES)}'
       )
   if not names:
-    raise ValueError(f'config.model.remat={text!r}: name at least one of {", ".join(NAMES)}')
+    raise ValueError(f'config.model.remat={brief(text)}: name at least one of {", ".join(NAMES)}')
   return True, jax.checkpoint_policies.save_only_these_names(*names)

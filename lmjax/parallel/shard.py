@@ -83,10 +83,12 @@ def pieces(mesh, names, shape, path: str = '') -> tuple[P, tuple[int, ...]]:
     s = spec(names)
   out = []
   for name, size, axes in zip(names, shape, s):
-    n = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    n = math.prod(mesh.shape[a] for a in axes)
     if size % n:
       raise ValueError(
-        f'{path}: axis {name!r} of size {size} does not divide over {n} devices ({axes})'
+        f'{path}: axis {name!r} of size {size} does not divide over {n} devices, '
+        + ' x '.join(f'config.mesh.{a}={mesh.shape[a]}' for a in axes)
       )
     out.append(size // n)
   return s, tuple(out)

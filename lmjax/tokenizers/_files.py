@@ -22,6 +22,8 @@ def read(path: str | pathlib.Path) -> bytes:
   """The content of a file, decompressed if it is xz. Raises ValueError where it cannot be read."""
   path = pathlib.Path(path)
   try:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device may never end
+      raise ValueError(f'{path} is not a regular file')
     data = path.read_bytes()
     return lzma.decompress(data) if data.startswith(_XZ) else data
   except FileNotFoundError:

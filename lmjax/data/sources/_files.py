@@ -3,6 +3,7 @@ contents.
 """
 
 import bz2
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -10,7 +11,11 @@ import io
 import lzma
 import os
 import pathlib
+import tarfile
+import zipfile
+import zlib
 
+COMPRESSED = ('.gz', '.tgz', '.xz', '.bz2', '.zst')
 _WHOLE = 1 << 26  # files up to this size are hashed whole
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
@@ -33,9 +38,7 @@ def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
     found = sorted(
       p
       for p in here.iterdir()
-      if p.is_file()
-      and not p.name.startswith('.')
-      and (not suffixes or any(s in p.suffixes for s in suffixes))
+      if p.is_file() and not p.name.startswith('.') and matches(p, suffixes)
     )
     wanted = f' ending in {", ".join(suffixes)} (plain or compressed)' if suffixes else ''
     if not found:
@@ -52,22 +55,34 @@ def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
   return found
 
 
+def matches(path: pathlib.PurePath, suffixes: tuple[str, ...]) -> bool:
+  """Whether a name has one of the suffixes, with or without that of a compression behind it."""
+  return not suffixes or any(s in path.suffixes for s in suffixes)
+
+
 def open_bytes(file: pathlib.Path) -> io.BufferedIOBase:
   """Opens a file for reading, decompressing .gz, .xz, .bz2 and .zst. Raises ValueError when it
   cannot be opened.
   """
   try:
-    if file.suffix == '.gz':
-      return gzip.open(file, 'rb')
-    if file.suffix == '.xz':
-      return lzma.open(file, 'rb')
-    if file.suffix == '.bz2':
-      return bz2.open(file, 'rb')
-    if file.suffix == '.zst':
-      return io.BufferedReader(_Zstandard(file), 1 << 20)
-    return open(file, 'rb')
+    return decompressed(file, file.suffix)
   except OSError as e:
     raise ValueError(f'cannot read {file}: {e.strerror or e}') from None
+
+
+def decompressed(source, suffix: str) -> io.BufferedIOBase:
+  """A path or a stream of bytes, read through the decompression that the suffix names, or as it
+  is.
+  """
+  if suffix in ('.gz', '.tgz'):
+    return gzip.open(source, 'rb')
+  if suffix == '.xz':
+    return lzma.open(source, 'rb')
+  if suffix == '.bz2':
+    return bz2.open(source, 'rb')
+  if suffix == '.zst':
+    return io.BufferedReader(_Zstandard(source), 1 << 20)
+  return open(source, 'rb') if isinstance(source, pathlib.Path) else source
 
 
 class _Zstandard(io.RawIOBase):
@@ -75,13 +90,15 @@ class _Zstandard(io.RawIOBase):
   inside a frame.
   """
 
-  def __init__(self, file: pathlib.Path):
+  def __init__(self, source):
     try:
       import zstandard
     except ImportError:
-      raise ValueError(f"reading {file} needs zstandard: pip install 'lmjax[zstd]'") from None
+      name = source if isinstance(source, pathlib.Path) else 'a .zst file'
+      raise ValueError(f"reading {name} needs zstandard: pip install 'lmjax[zstd]'") from None
     self._new = zstandard.ZstdDecompressor().decompressobj
-    self._file, self._frame, self._ready = open(file, 'rb'), None, b''
+    self._file = open(source, 'rb') if isinstance(source, pathlib.Path) else source
+    self._frame, self._ready = None, b''
 
   def readable(self) -> bool:
     return True
@@ -110,8 +127,8 @@ class _Zstandard(io.RawIOBase):
 
 
 def damage() -> tuple[type[Exception], ...]:
-  """What decompressors raise on a damaged or cut file."""
-  kinds = (EOFError, OSError, lzma.LZMAError)
+  """What decompressors and archives raise on a damaged or cut file."""
+  kinds = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
   try:
     import zstandard
 
@@ -120,20 +137,13 @@ def damage() -> tuple[type[Exception], ...]:
     return kinds
 
 
-def read_bytes(file: pathlib.Path) -> bytes:
-  """All of a file, decompressed. Raises ValueError naming a damaged file."""
-  with open_bytes(file) as f:
-    try:
-      return f.read()
-    except damage() as e:
-      raise ValueError(f'{file} is damaged or not {file.suffix[1:]}: {e}') from None
-
-
-def read_text(file: pathlib.Path, encoding: str = 'utf-8') -> str:
-  """All of a text file, line ends as they are. Raises ValueError naming file and byte where the
-  encoding fails.
-  """
-  return decode(read_bytes(file), file, encoding)
+@contextlib.contextmanager
+def reading(where: str):
+  """Names the place in what a damaged file raises."""
+  try:
+    yield
+  except damage() as e:
+    raise ValueError(f'{where} is damaged: {e}') from None
 
 
 def decode(data: bytes, where, encoding: str = 'utf-8') -> str:

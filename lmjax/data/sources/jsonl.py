@@ -1,11 +1,17 @@
 """JSON lines: one object a line, its text in one field; plain or compressed (.gz, .xz, .bz2, .zst).
 Blank lines are skipped.
 
+An archive (.tar, .tar.gz, .tgz, .tar.xz, .tar.bz2, .tar.zst, .zip) stands for its members that end
+in .jsonl, .json or .ndjson, plain or compressed, in their order; they are read as streams and never
+unpacked to disk. What an archive may hold is in `_archives.py`. A folder does not stand for the
+archives in it; name them, as in jsonl(path='shards/*.tar.zst').
+
 `where=('lang', 'en')` keeps the objects whose field `lang` is 'en'.
 """
 
 import dataclasses
 
+from lmjax.data.sources import _archives
 from lmjax.data.sources import _files
 from lmjax.data.sources import _json
 from lmjax.registry import register
@@ -16,8 +22,8 @@ SUFFIXES = ('.jsonl', '.json', '.ndjson')
 @register('source')
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
-  """JSON-lines files: path is a file, a folder, a pattern or a tuple of them; each line's `field`
-  is a document.
+  """JSON-lines files: path is a file, an archive, a folder, a pattern or a tuple of them; each
+  line's `field` is a document.
   """
 
   path: str | tuple
@@ -31,16 +37,14 @@ class Jsonl:
       raise ValueError(f"where={where!r}: a field and its value is expected, as in ('lang', 'en')")
 
   def fingerprint(self) -> str:
-    return _files.fingerprint(_files.find(self.path, SUFFIXES), 'jsonl', self.field, self.where)
+    files = _files.find(self.path, SUFFIXES)
+    return _files.fingerprint(files, 'jsonl', self.field, self.where, *_archives.marks(files))
 
   def __iter__(self):
-    for file in _files.find(self.path, SUFFIXES):
-      with _files.open_bytes(file) as lines:
-        try:
-          for n, line in enumerate(lines, 1):
-            if line.strip():
-              record = _json.parse(line, f'{file}, line {n}')
-              if self.where is None or record.get(self.where[0]) == self.where[1]:
-                yield _json.text_of(record, self.field, f'{file}, line {n}')
-        except _files.damage() as e:
-          raise ValueError(f'{file} is damaged or not {file.suffix[1:]}: {e}') from None
+    for place, lines in _archives.streams(_files.find(self.path, SUFFIXES), SUFFIXES):
+      with _files.reading(place):
+        for n, line in enumerate(lines, 1):
+          if line.strip():
+            record = _json.parse(line, f'{place}, line {n}')
+            if self.where is None or record.get(self.where[0]) == self.where[1]:
+              yield _json.text_of(record, self.field, f'{place}, line {n}')

@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from lmjax.nn import embedding
+from lmjax.registry import LARGEST
 
 
 class Table(nn.Module):
@@ -21,7 +22,13 @@ class Table(nn.Module):
 
   @property
   def rows(self) -> int:
-    return embedding.round_up(self.vocab, self.multiple_of)
+    rows = embedding.round_up(self.vocab, self.multiple_of)
+    if rows > LARGEST[int]:
+      raise ValueError(
+        f'embed: model.vocab={self.vocab} rounded up to multiple_of={self.multiple_of} makes '
+        f'{rows} rows, at most {LARGEST[int]} are accepted'
+      )
+    return rows
 
 
 def look_up(part: Table, tokens_BT, ctx):

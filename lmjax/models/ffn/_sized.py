@@ -4,6 +4,7 @@ import flax.linen as nn
 
 from lmjax.nn import params
 from lmjax.parallel import remat
+from lmjax.registry import LARGEST
 
 
 class Sized(nn.Module):
@@ -26,7 +27,13 @@ class Sized(nn.Module):
 
 def size(part: Sized, width: int) -> int:
   units = part.hidden or max(1, int(part.mult * width))
-  return -(-units // part.multiple_of) * part.multiple_of
+  units = -(-units // part.multiple_of) * part.multiple_of
+  if units > LARGEST[int]:
+    raise ValueError(
+      f'ffn: {units:.3g} hidden units (mult={part.mult}, multiple_of={part.multiple_of}, '
+      f'model.width={width}), at most {LARGEST[int]} are accepted'
+    )
+  return units
 
 
 def up(part: Sized, ctx, x, name: str = 'up'):

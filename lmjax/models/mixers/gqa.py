@@ -24,6 +24,9 @@ from lmjax.parallel import remat
 from lmjax.registry import Part, register
 
 
+LARGEST = 1 << 16  # heads, and coordinates of one: slopes and rates of positions are constants
+
+
 @register(
   'mixer',
   causal=lambda a: a['causal'],
@@ -47,11 +50,11 @@ class Gqa(nn.Module):
 
   @staticmethod
   def check(head_dim, heads, kv_heads, window, cap, scale, **_):
-    for key, value in dict(
-      head_dim=head_dim, heads=heads, kv_heads=kv_heads, window=window
-    ).items():
-      if value is not None and value < 1:
-        raise ValueError(f'{key}={value}: a positive number is expected')
+    if window is not None and window < 1:
+      raise ValueError(f'window={window}: a positive number is expected')
+    for key, value in dict(head_dim=head_dim, heads=heads, kv_heads=kv_heads).items():
+      if value is not None and not 1 <= value <= LARGEST:
+        raise ValueError(f'{key}={value}: a positive number of at most {LARGEST} is expected')
     if heads and kv_heads and heads % kv_heads:
       raise ValueError(f'heads={heads} does not divide by kv_heads={kv_heads}')
     for key, value in dict(cap=cap, scale=scale).items():
@@ -67,6 +70,11 @@ class Gqa(nn.Module):
       )
     heads = self.heads or width // self.head_dim
     kv_heads = self.kv_heads or heads
+    if heads > LARGEST:
+      raise ValueError(
+        f'mixer gqa: model.width={width} and head_dim={self.head_dim} make {heads} heads, at most '
+        f'{LARGEST} are accepted'
+      )
     if heads % kv_heads:
       raise ValueError(f'mixer gqa: {heads} heads do not divide by kv_heads={kv_heads}')
     return heads, kv_heads

@@ -38,6 +38,11 @@ class LayerNorm(nn.Module):
   scale: bool = True
   bias: bool = True
 
+  @staticmethod
+  def check(eps, **_):
+    if eps < 0:
+      raise ValueError(f'eps={eps}: at least 0 is expected')
+
   @nn.compact
   def __call__(self, x, ctx):
     shape = x.shape[-1:]

@@ -31,6 +31,11 @@ class RmsNorm(nn.Module):
   eps: float = 1e-6
   scale: bool = True
 
+  @staticmethod
+  def check(eps, **_):
+    if eps < 0:
+      raise ValueError(f'eps={eps}: at least 0 is expected')
+
   @nn.compact
   def __call__(self, x, ctx):
     g = (

@@ -27,7 +27,8 @@ def rates(
   if scaling == 'ntk':
     if size < 4:
       raise ValueError(
-        f'rope: scaling="ntk" needs at least 4 rotated coordinates, head_dim leaves {size}'
+        f'position rope: scaling="ntk" needs at least 4 rotated coordinates, the mixer\'s head_dim '
+        f'leaves {size}'
       )
     base = base * factor ** (size / (size - 2))
   r = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
@@ -54,7 +55,7 @@ class Rope(_base.Position):
   original: int = 8192
 
   @staticmethod
-  def check(base, fraction, factor, low, high, **_):
+  def check(base, fraction, factor, low, high, original, **_):
     if base <= 1:
       raise ValueError(f'base={base}: a number above 1 is expected')
     if not 0 < fraction <= 1:
@@ -63,13 +64,16 @@ class Rope(_base.Position):
       raise ValueError(f'factor={factor}: at least 1 is expected')
     if low >= high:
       raise ValueError(f'low={low}, high={high}: low below high is expected')
+    if original < 1:
+      raise ValueError(f'original={original}: a positive number of tokens is expected')
 
   @nn.nowrap
   def rotate(self, x_BTHK, positions_BT):
     size = int(x_BTHK.shape[-1] * self.fraction) // 2 * 2
     if size < 2:
       raise ValueError(
-        f'rope: head_dim {x_BTHK.shape[-1]} leaves no pair to rotate (fraction={self.fraction})'
+        f'position rope: head_dim {x_BTHK.shape[-1]} of the mixer leaves no pair to rotate '
+        f'(fraction={self.fraction})'
       )
     r = rates(size, self.base, self.scaling, self.factor, self.low, self.high, self.original)
     angles = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(r, jnp.float32)

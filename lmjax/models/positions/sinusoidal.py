@@ -27,6 +27,11 @@ class Sinusoidal(_base.Position):
   base: float = 10_000.0
   scale: float = 0.02
 
+  @staticmethod
+  def check(base, **_):
+    if base <= 1:
+      raise ValueError(f'base={base}: a number above 1 is expected')
+
   def __call__(self, x_BTD, ctx):
     return x_BTD + (self.scale * waves(ctx.positions_BT, x_BTD.shape[-1], self.base)).astype(
       x_BTD.dtype

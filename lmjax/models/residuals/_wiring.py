@@ -15,6 +15,11 @@ class Layer(nn.Module):
   ffn: Any
   norm: Any
 
+  @staticmethod
+  def check(dropout=0.0, **_):
+    if not 0 <= dropout < 1:
+      raise ValueError(f'dropout={dropout}: at least 0 and below 1 is expected')
+
   @nn.nowrap
   def enter(self, x_BTD):
     return x_BTD

@@ -3,6 +3,7 @@
 On disk a state is nested dictionaries of arrays, whatever classes held it in memory.
 """
 
+import math
 from typing import Any, Mapping
 
 import jax
@@ -73,6 +74,20 @@ def is_key(leaf: Any) -> bool:
 
 def show(entry: Mapping[str, Any]) -> str:
   return f'{entry["dtype"]}[{",".join(map(str, entry["shape"]))}]'
+
+
+def nbytes(entry: Mapping[str, Any]) -> int:
+  """Bytes of a described array; of a typed key, of its data. Raises ValueError where the dtype is
+  not known here.
+  """
+  count = math.prod(entry['shape'])
+  try:
+    if 'impl' in entry:
+      data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=entry['impl'])))
+      return count * data.size * data.dtype.itemsize
+    return count * np.dtype(entry['dtype']).itemsize
+  except (TypeError, ValueError) as e:
+    raise ValueError(f'an array of dtype {entry["dtype"]!r} is not known here ({e})') from None
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

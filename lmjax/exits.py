@@ -1,0 +1,22 @@
+"""How the command ends. A scheduler may start it again after RETRY; everything else needs a person.
+
+0   done, or nothing was left to do
+2   what the user gave cannot be used (config, files, directory); nothing was trained
+65  training broke down: too many updates in a row were refused; the last checkpoint is whole
+74  a checkpoint could not be written
+75  stopped by a signal after saving, or hung (watchdog): the same command goes on
+other  a bug in lmjax, with a traceback
+"""
+
+USER = 2
+BROKEN = 65  # EX_DATAERR of sysexits.h
+DISK = 74  # EX_IOERR
+RETRY = 75  # EX_TEMPFAIL
+
+
+class Ended(Exception):
+  """The run ends here for a reason that one sentence tells; `status` is the exit status."""
+
+  def __init__(self, status: int, text: str):
+    super().__init__(text)
+    self.status = status

@@ -1,0 +1,102 @@
+"""Several processes of one run: starting them, deciding things once, and stopping at the same step.
+
+With one process every function here is the plain call.
+"""
+
+import json
+from typing import Any, Callable
+
+import jax
+import numpy as np
+
+_WAIT_MS = 600_000  # for a process that is still busy with a step
+
+
+def start(coordinator: str, count: int, index: int) -> None:
+  """Joins `count` processes through the address of the first, 'host:port'.
+
+  Raises ValueError where the three do not fit together.
+  """
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdigit():
+    raise ValueError(f'--coordinator={coordinator!r}: an address is expected, as in 10.0.0.1:1234')
+  if count < 1 or not 0 <= index < count:
+    raise ValueError(f'--process={index} of --processes={count}: 0 ... {count - 1} is expected')
+  jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+
+
+def from_primary(fn: Callable[[], Any]) -> Any:
+  """fn() of process 0, given to all processes (a JSON value); its ValueError is raised on all."""
+  if jax.process_count() == 1:
+    return fn()
+  from jax.experimental import multihost_utils
+
+  out = {}
+  if jax.process_index() == 0:
+    try:
+      out = {'value': fn()}
+    except Exception as e:  # every process must leave the collective, and then fail alike
+      out = {'error': str(e)}
+  text = np.frombuffer(json.dumps(out).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+  text = np.resize(text, size) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+  out = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).decode())
+  if 'error' in out:
+    raise ValueError(out['error'])
+  return out['value']
+
+
+def primary_first(fn: Callable[[], Any]) -> Any:
+  """fn() on process 0, then on the others, which find what it wrote; a ValueError of 0 ends all."""
+  if jax.process_count() == 1:
+    return fn()
+  out = []
+  from_primary(lambda: out.append(fn()))
+  return out[0] if out else fn()
+
+
+class StopVote:
+  """Lets all processes stop after the same step, whichever of them were told to.
+
+  A collective needs every process, so that none may stop a step before another. Who is told to stop
+  says so through the coordinator's key-value store; each then writes the step that it has begun
+  and waits for the others to do so; the largest is the last one for all. Until then it costs one
+  request a step, and never makes the device wait.
+  """
+
+  def __init__(self):
+    self._target: int | None = None
+    self._client = _client() if jax.process_count() > 1 else None
+
+  def __call__(self, done: int, wanted: bool) -> bool:
+    """Whether the run stops after step `done`, which this process has begun."""
+    if self._client is None:
+      return wanted
+    if self._target is None:
+      if wanted:
+        self._client.key_value_set('lmjax/stop', 'yes', allow_overwrite=True)
+      if wanted or self._told():
+        self.publish(done)
+        keys = [f'lmjax/begun/{i}' for i in range(jax.process_count())]
+        begun = [int(self._client.blocking_key_value_get(k, _WAIT_MS)) for k in keys]
+        self._target = max(begun)
+    return self._target is not None and done >= self._target
+
+  def publish(self, done: int) -> None:
+    """Writes the step that this process has begun; also called once its last one is."""
+    if self._client is not None and self._target is None:
+      key = f'lmjax/begun/{jax.process_index()}'
+      self._client.key_value_set(key, str(done), allow_overwrite=True)
+
+  def _told(self) -> bool:
+    try:
+      return bool(self._client.key_value_try_get('lmjax/stop'))
+    except jax.errors.JaxRuntimeError:  # not found
+      return False
+
+
+def _client():
+  # Not public; `multihost_utils` and orbax use the same. Tests with real processes watch it.
+  from jax._src import distributed
+
+  return distributed.global_state.client

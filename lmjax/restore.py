@@ -1,0 +1,183 @@
+"""Where a run begins: a checkpoint of its own, another run's parameters, or new ones."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from lmjax import build as build_lib
+from lmjax import config as config_lib
+from lmjax import progress
+from lmjax import rundir
+from lmjax.checkpoint import Checkpointer
+from lmjax.data import skips as skips_lib
+from lmjax.parallel import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """What a person may ask of a resume.
+
+  from_step: go back to this checkpoint. older: pass over damaged ones. skip_batches: batches to
+    leave out from now on, as in '1200:1400, 1512'.
+  """
+
+  from_step: int | None = None
+  older: bool = False
+  skip_batches: str = ''
+
+
+AS_IT_IS = Choice()
+
+
+class Restorer:
+  """Finds and restores the states of one run."""
+
+  def __init__(self, run: build_lib.Run, checkpoints: Checkpointer, feed, workdir: pathlib.Path):
+    self._run, self._checkpoints, self._feed, self._workdir = run, checkpoints, feed, workdir
+
+  def first(self, choice: Choice = AS_IT_IS) -> Any:
+    """The state that training begins with. Raises ValueError where `choice` cannot be honoured."""
+    ranges = skips_lib.parse(choice.skip_batches) if choice.skip_batches else []
+    step = self._chosen(choice)
+    state = self._state(step)
+    if ranges:
+      self._skip(ranges, 0 if step is None else step)
+    if choice.from_step is not None:
+      self._checkpoints.set_aside(after=step)
+    return state
+
+  def at_most(self, step: int) -> Any:
+    """The state of the newest checkpoint up to a step, else the first one; newer ones are put
+    aside, since the run takes another course from here.
+    """
+    found = max((s for s in self._checkpoints.steps() if s <= step), default=None)
+    state = self._state(found)
+    self._checkpoints.set_aside(after=0 if found is None else found)
+    return state
+
+  def _chosen(self, choice: Choice) -> int | None:
+    if choice.from_step is not None:
+      steps = self._checkpoints.steps()
+      if choice.from_step not in steps:
+        raise ValueError(
+          f'--from_step={choice.from_step}: there is no checkpoint of that step; there are '
+          f'{", ".join(map(str, steps)) or "none"}'
+        )
+      return choice.from_step
+    if choice.older:
+      return self._checkpoints.latest_whole()
+    # A rewind that a kill interrupted leaves checkpoints that saw batches which are skipped now.
+    steps = self._checkpoints.steps()
+    if self._feed.skips.ranges:
+      steps = [s for s in steps if self._feed.fits(self._checkpoints.cursor(s))]
+    return max(steps, default=None)
+
+  def _state(self, step: int | None) -> Any:
+    run = self._run
+    if step is not None:
+      state, cursor = self._checkpoints.restore(step, abstract_state(run))
+      self._feed.check(cursor, step)
+      return state
+    state = run.init(jax.random.fold_in(jax.random.key(run.config['seed']), 0))
+    if run.config['init_from']:
+      state = state.replace(**parameters_from(run, run.config['init_from']))
+    return state
+
+  def _skip(self, ranges, step: int) -> None:
+    skips, at = self._feed.skips, self._feed.skips.batch(step)
+    joined = skips_lib.Skips.of([*skips.ranges, *ranges])
+    if joined == skips:
+      return  # the same command again
+    early = min(ranges)[0]
+    if joined.before(at) != skips.before(at):
+      raise ValueError(
+        f'--skip_batches: batch {early} was trained on before step {step}, where this run goes on '
+        f'at batch {at}; give an earlier checkpoint with --from_step'
+      )
+    why = f'--skip_batches at step {step}'
+    add = lambda: skips_lib.add(self._workdir, ranges, why).ranges
+    self._feed.skips = skips_lib.Skips.of(map(tuple, processes.from_primary(add)))
+    progress.say(f'batches left out from here on: {ranges}')
+
+
+def abstract_state(run: build_lib.Run):
+  shardings = run.shardings()
+  if shardings is None:
+    return run.state_shapes
+  return jax.tree.map(
+    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), run.state_shapes, shardings
+  )
+
+
+def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
+  """{'params', 'vars'} of another run's best-known checkpoint, placed like this run's. Shapes must
+  agree.
+  """
+  reader, step = find_checkpoint(source)
+  full = abstract_state(run)
+  found = reader.restore_params(step, only=('params', 'vars'))
+  return fitted(found, dict(params=full.params, vars=full.vars), f'config.init_from={source}')
+
+
+def fitted(found: dict, like: dict, where: str) -> dict[str, Any]:
+  """Arrays placed, and cast, like abstract ones. Raises ValueError naming what is absent or differs
+  in shape.
+  """
+
+  def place(path, want):
+    value, name = found, '/'.join(k.key for k in path)
+    for k in path:
+      if not isinstance(value, dict) or k.key not in value:
+        raise ValueError(f'{where}: it has no parameter {name}')
+      value = value[k.key]
+    if value.shape != want.shape:
+      raise ValueError(
+        f'{where}: {name} has shape {value.shape}, this config makes it {want.shape}'
+      )
+    return jax.device_put(value.astype(want.dtype), want.sharding)
+
+  out = jax.tree_util.tree_map_with_path(place, like)
+  have, want = len(jax.tree.leaves(found)), len(jax.tree.leaves(like))
+  if have != want:
+    raise ValueError(f'{where}: it has {have} arrays, this config has {want}')
+  return out
+
+
+def find_checkpoint(source: str) -> tuple[Checkpointer, int]:
+  """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
+  scores are known, else the last.
+  """
+  path = pathlib.Path(source)
+  if path.name.isdigit() and path.is_dir():
+    reader, step = Checkpointer(path.parent), int(path.name)
+    if step not in reader.steps():
+      raise ValueError(f'{source}: no complete checkpoint')
+    return reader, step
+  folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+  if not folder.is_dir():
+    raise ValueError(f'{source}: no such directory')
+  reader = Checkpointer(folder)
+  step = reader.best()
+  step = reader.latest() if step is None else step
+  if step is None:
+    raise ValueError(f'{source}: no complete checkpoint in {folder}')
+  return reader, step
+
+
+def load(workdir: str, *, allow_code: bool = False) -> tuple[build_lib.Run, Any, Any, int]:
+  """(run, params, vars, step) of a run directory's best checkpoint, on one device.
+
+  The directory may come from anywhere: code that its config names is not imported unless allowed.
+  """
+  config = rundir.read_config(workdir)
+  if not allow_code:
+    config_lib.refuse_code(config, f'{workdir}/config.json')
+  run = build_lib.build(config_lib.resolve(config))
+  reader, step = find_checkpoint(workdir)
+  found = reader.restore_params(step, only=('params', 'vars'))
+  vars = {k: v for k, v in run.shapes.items() if k != 'params'}
+  like = dict(params=run.shapes['params'], vars=vars)
+  out = fitted(found, like, f'{workdir}, checkpoint of step {step}')
+  return run, out['params'], out['vars'], step
