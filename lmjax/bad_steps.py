@@ -70,7 +70,8 @@ class BadSteps:
         exits.BROKEN,
         f'step {done}: the last {streak} updates were refused{after} (config.bad_steps.limit='
         f'{s["limit"]}), so training ends; the checkpoints before them are whole. {FILE} '
-        'tells what the batches held; --from_step, --skip_batches or another config may lead on',
+        'tells what the batches held; `python -m lmjax.checkpoint rewind`, then --skip_batches or '
+        'another config, may lead on',
       )
     step = max(0, done - streak - s['rewind'])
     first = self._feed.skips.batch(step)

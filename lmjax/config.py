@@ -113,9 +113,7 @@ def model() -> ConfigDict:
 def data() -> ConfigDict:
   """`config.data`."""
   c = ConfigDict()
-  c.train = (
-    'shakespeare(split="train")'  # or '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'
-  )
+  c.train = 'shakespeare(split="train")'  # or '0.7*text(path="a.txt") + 0.3*jsonl(path="b.jsonl")'
   c.valid = 'shakespeare(split="valid")'  # '' = no validation
   c.tokenizer = 'bytes()'
   c.length = 128  # tokens in a row

@@ -34,6 +34,7 @@ from lmjax.tracking import TrackingError
 from lmjax.watchdog import Watchdog
 
 
+UNSEEN = 100  # steps whose metrics may wait on the device, however seldom they are logged
 SLOW_SAVE = 10.0  # seconds of waiting for a save that are worth a word
 
 
@@ -110,7 +111,7 @@ class Trainer:
       state, metrics = self._advance(state, batch, done)
       self.watchdog.beat(f'step {done} was dispatched')
       stopping = vote(done, stop.signal is not None)
-      if self.pending and self._logged(self.pending[-1][0]):
+      if self.pending and (self._logged(self.pending[-1][0]) or len(self.pending) >= UNSEEN):
         self._fetch()
       self.pending.append((done, metrics))
       due = self._due(done)
@@ -241,7 +242,9 @@ class Trainer:
 
   def evaluate(self, state, done: int, stop: Stop) -> dict[str, float]:
     # With several processes nobody may leave alone what all of them compute.
-    left = lambda: stop.signal is not None and jax.process_count() == 1
+    # The last step is evaluated whatever happens: no resume would do it.
+    last = done == self.config['steps']
+    left = lambda: stop.signal is not None and jax.process_count() == 1 and not last
     scores = evaluate.held_out(
       self.eval_fn,
       state.params,

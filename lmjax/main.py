@@ -60,9 +60,6 @@ def parser() -> argparse.ArgumentParser:
   )
   resume = p.add_argument_group('resuming')
   resume.add_argument(
-    '--from_step', type=int, metavar='N', help='go back to the checkpoint of step N'
-  )
-  resume.add_argument(
     '--skip_batches', default='', metavar='LIST', help="leave batches out, as in '1200:1400, 1512'"
   )
   resume.add_argument(
@@ -173,7 +170,7 @@ def run(p, flags, overrides) -> int:
     resolved,
     flags.workdir,
     allow_config_change=flags.allow_config_change,
-    choice=restore.Choice(flags.from_step, flags.allow_older_checkpoint, flags.skip_batches),
+    choice=restore.Choice(flags.allow_older_checkpoint, flags.skip_batches),
     started=STARTED,
   )
 

@@ -19,11 +19,10 @@ from lmjax.parallel import processes
 class Choice:
   """What a person may ask of a resume.
 
-  from_step: go back to this checkpoint. older: pass over damaged ones. skip_batches: batches to
-    leave out from now on, as in '1200:1400, 1512'.
+  older: pass over damaged checkpoints. skip_batches: batches to leave out from now on, as in
+    '1200:1400, 1512'.
   """
 
-  from_step: int | None = None
   older: bool = False
   skip_batches: str = ''
 
@@ -44,8 +43,6 @@ class Restorer:
     state = self._state(step)
     if ranges:
       self._skip(ranges, 0 if step is None else step)
-    if choice.from_step is not None:
-      self._checkpoints.set_aside(after=step)
     return state
 
   def at_most(self, step: int) -> Any:
@@ -58,18 +55,16 @@ class Restorer:
     return state
 
   def _chosen(self, choice: Choice) -> int | None:
-    if choice.from_step is not None:
-      steps = self._checkpoints.steps()
-      if choice.from_step not in steps:
-        raise ValueError(
-          f'--from_step={choice.from_step}: there is no checkpoint of that step; there are '
-          f'{", ".join(map(str, steps)) or "none"}'
-        )
-      return choice.from_step
+    steps = self._checkpoints.offered()  # the damaged ones too: a restore refuses them by name
     if choice.older:
-      return self._checkpoints.latest_whole()
+      whole = self._checkpoints.latest_whole()
+      if whole is None and steps:
+        raise ValueError(
+          f'--allow_older_checkpoint: no checkpoint in {self._checkpoints.directory} is whole '
+          f'(damaged: {", ".join(map(str, steps))}); give another --workdir to start anew'
+        )
+      return whole
     # A rewind that a kill interrupted leaves checkpoints that saw batches which are skipped now.
-    steps = self._checkpoints.steps()
     if self._feed.skips.ranges:
       steps = [s for s in steps if self._feed.fits(self._checkpoints.cursor(s))]
     return max(steps, default=None)
@@ -94,7 +89,8 @@ class Restorer:
     if joined.before(at) != skips.before(at):
       raise ValueError(
         f'--skip_batches: batch {early} was trained on before step {step}, where this run goes on '
-        f'at batch {at}; give an earlier checkpoint with --from_step'
+        f'at batch {at}; go back first, as in: python -m lmjax.checkpoint rewind {self._workdir} '
+        f'--step=N'
       )
     why = f'--skip_batches at step {step}'
     add = lambda: skips_lib.add(self._workdir, ranges, why).ranges
@@ -152,7 +148,7 @@ def find_checkpoint(source: str) -> tuple[Checkpointer, int]:
   path = pathlib.Path(source)
   if path.name.isdigit() and path.is_dir():
     reader, step = Checkpointer(path.parent), int(path.name)
-    if step not in reader.steps():
+    if step not in reader.offered():
       raise ValueError(f'{source}: no complete checkpoint')
     return reader, step
   folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path

@@ -5,10 +5,12 @@
   command.txt        one line per start: time, then the exact command
   versions.json      a list, one entry per start that changed something: software, device, commit
   metrics.jsonl, tb/, checkpoints/, report.html    written by the parts of that name
+  bad_steps.jsonl, skips.json    refused updates, batches left out; only where there were any
 
 Nothing that exists is overwritten.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -28,6 +30,8 @@ FILES = (
   'command.txt',
   'versions.json',
   'metrics.jsonl',
+  'bad_steps.jsonl',
+  'skips.json',
   'tb',
   'checkpoints',
   'report.html',
@@ -191,6 +195,17 @@ def _differences(path: pathlib.Path, config: dict, ignore: Sequence[str]) -> lis
 def _value(flat: Mapping[str, Any], key: str) -> str:
   text = repr(flat[key]) if key in flat else 'absent'
   return text if len(text) <= 200 else f'{text[:197]}...'
+
+
+@contextlib.contextmanager
+def held(path: Any):
+  """The directory for this process alone; raises ValueError where another one uses it."""
+  lock = _lock(pathlib.Path(path))
+  try:
+    yield
+  finally:
+    if lock is not None:
+      lock.close()
 
 
 def _lock(path: pathlib.Path) -> Any:

@@ -25,7 +25,14 @@ SECONDS, BYTES = 60, 2**30  # of one example; the largest build takes two second
 INSIDES = (  # words that no sentence to a user holds
   *('Traceback', 'jaxpr', 'Traced<', 'ShapedArray', 'flax', 'XLA', 'jit', 'object at 0x'),
   *('<lambda>', '<function', '<class', 'float32[', 'int32[', 'dtype(', '_path_', 'NotImplemented'),
-  *('unexpected keyword', 'positional arg', 'operand', 'Concretiz', 'SyntaxError', 'int too large'),
+  *(
+    'unexpected keyword',
+    'required positional',
+    'operand',
+    'Concretiz',
+    'SyntaxError',
+    'int too large',
+  ),
 )
 
 
@@ -99,7 +106,7 @@ def recipe_of(name: str) -> dict:
 # ---- mutations
 
 NUMBERS = (
-  *(0, -1, 1, 2, 3, 7, 10**6, 10**9, 2**31 - 1, 2**31, 10**12, 2**63, 10**30, 10**400, 10**5000),
+  *(0, -1, 1, 2, 3, 7, 10**6, 10**9, 2**31 - 1, 2**31, 10**12, 2**63, 10**30, 10**400),
   *(0.5, 1e-3, 1e-300, -0.0, 1.0, 1.5, 1e9, 1e30, 1e308, math.nan, math.inf, -math.inf),
 )
 ODD = (

@@ -110,6 +110,11 @@ def test_huge_sizes_take_neither_time_nor_memory(key, value):
   one_leaf(('quickstart', key, value))
 
 
+@pytest.mark.parametrize('key', ['seed', 'peak_lr', 'mesh.data', 'optim'])
+def test_a_number_of_more_digits_than_python_writes(key):
+  one_leaf(('quickstart', key, 10**5000))
+
+
 def test_positions_that_are_constants_stay_small():
   """Many heads: the slopes of ALiBi are an array of the host."""
   c = recipe_of('quickstart')

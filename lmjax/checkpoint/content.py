@@ -1,4 +1,4 @@
-"""What a manifest may say. It comes from outside, so that types and names are checked before use."""
+"""What a manifest may say. It comes from outside: types and names are checked before use."""
 
 import re
 from typing import Any, Iterator, Mapping

@@ -62,6 +62,8 @@ def write(
     'empty': list(empty),
     'files': dict(zip(names, entries)),
   }
+  if wrong := next(content.wrong(body, step_dir.name), None):
+    raise ManifestError(f'{step_dir / NAME} could not be read again: it {wrong}')
   put(step_dir, body)
   return body
 

@@ -57,12 +57,13 @@ def delete(directory: epath.Path, steps: list[int]) -> dict[str, str]:
 
 
 def make(directory: epath.Path, step: int) -> None:
-  """Renames what stands where a step goes: a killed save, or a checkpoint of another run."""
+  """Renames what stands where a step goes: a killed save, a damaged step, one of another run."""
   directory.mkdir(parents=True, exist_ok=True)
   for old in list(directory.iterdir()):
     if old.name == str(step) or old.name.startswith(f'{step}{TMP}'):
       whole = not manifest.verify(old, checksums=False)
-      aside(old, 'replaced' if whole else 'incomplete', step)
+      why = 'replaced' if whole else 'damaged' if manifest.exists(old) else 'incomplete'
+      aside(old, why, step)
 
 
 def aside(old: Any, why: str, step: int) -> None:

@@ -4,6 +4,7 @@
   python -m lmjax.checkpoint inspect runs/quickstart --step=300   arrays of one step
   python -m lmjax.checkpoint verify runs/quickstart               every checksum of every step
   python -m lmjax.checkpoint diff runs/a/checkpoints/300 runs/b/checkpoints/300
+  python -m lmjax.checkpoint rewind runs/quickstart --step=300    go back, then start it again
   python -m lmjax.checkpoint export runs/quickstart --out=weights.safetensors --only=params
 
 A path is a run directory, its `checkpoints`, or one step. Exit status: 0, 1 where verify found a
@@ -28,6 +29,7 @@ import numpy as np
 from lmjax.checkpoint import arrays
 from lmjax.checkpoint import compare
 from lmjax.checkpoint import manifest
+from lmjax.checkpoint import rewind
 from lmjax.checkpoint import scan
 from lmjax.checkpoint import show
 from lmjax.interop import safetensors
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument(
     '--dtype', choices=_DTYPES, help='of the floating-point arrays; as saved by default'
   )
+  sub = command('rewind', _rewind, 'renames the steps newer than one, to resume from it', 'path')
+  sub.add_argument('--step', type=int, metavar='N', required=True, help='the step to go back to')
   return parser
 
 
@@ -202,6 +206,16 @@ def _export(args: argparse.Namespace) -> int:
     safetensors.write(args.out, found, metadata)
   total = sum(v.nbytes for v in found.values())
   print(f'{args.out}: {len(found)} arrays, {show.size(total)}, step {body["step"]}')
+  return 0
+
+
+def _rewind(args: argparse.Namespace) -> int:
+  folder, found = locate(args.path)
+  if found is not None:
+    raise ValueError(f'{args.path} is one step; give the run directory and --step')
+  logging.getLogger('lmjax').setLevel(logging.ERROR)  # what is renamed is said below
+  newer = rewind.rewind(folder, args.step)
+  print(f'{show.plain(folder)}: the run resumes at step {args.step}; renamed: {newer or "nothing"}')
   return 0
 
 

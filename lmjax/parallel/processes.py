@@ -4,11 +4,13 @@ With one process every function here is the plain call.
 """
 
 import json
+import time
 from typing import Any, Callable
 
 import jax
 import numpy as np
 
+_EVERY = 0.2  # seconds from one look at the store to the next; a look takes about 1 ms
 _WAIT_MS = 600_000  # for a process that is still busy with a step
 
 
@@ -60,12 +62,13 @@ class StopVote:
 
   A collective needs every process, so that none may stop a step before another. Who is told to stop
   says so through the coordinator's key-value store; each then writes the step that it has begun
-  and waits for the others to do so; the largest is the last one for all. Until then it costs one
-  request a step, and never makes the device wait.
+  and waits for the others to do so; the largest is the last one for all. Until then it costs a
+  request now and then, and never makes the device wait.
   """
 
   def __init__(self):
     self._target: int | None = None
+    self._asked = 0.0
     self._client = _client() if jax.process_count() > 1 else None
 
   def __call__(self, done: int, wanted: bool) -> bool:
@@ -89,6 +92,9 @@ class StopVote:
       self._client.key_value_set(key, str(done), allow_overwrite=True)
 
   def _told(self) -> bool:
+    if time.monotonic() - self._asked < _EVERY:
+      return False
+    self._asked = time.monotonic()
     try:
       return bool(self._client.key_value_try_get('lmjax/stop'))
     except jax.errors.JaxRuntimeError:  # not found

@@ -280,6 +280,17 @@ def test_a_newer_step_with_a_flipped_byte_is_put_aside_by_who_passed_over_it(fol
   assert Checkpointer(folder).latest() == 2
 
 
+def test_a_damaged_step_that_is_saved_anew_is_kept_aside(folder):
+  file = _array_file(folder / '3')
+  file.unlink()
+  with Checkpointer(folder) as c:
+    c.restore(2, LIKE)
+    c.save(3, _state(7), {})
+  assert sorted(os.listdir(folder)) == ['2', '3', 'damaged-3-0']
+  assert Checkpointer(folder).restore_params(3)['step'] == 7
+  assert (folder / 'damaged-3-0' / manifest.NAME).exists()
+
+
 def test_a_linked_step_is_read_and_never_deleted(folder, tmp_path):
   """A person may keep a step elsewhere; the files there are not ours to delete."""
   (folder / '1').rename(tmp_path / '1')

@@ -370,6 +370,17 @@ def test_differences_name_path_and_both_values():
   ]
 
 
+def test_what_could_not_be_read_again_is_not_written(step_dir):
+  """A file of such a name, or a step in the wrong place, would make a damaged checkpoint."""
+  before = (step_dir / manifest.NAME).read_bytes()
+  with pytest.raises(manifest.ManifestError, match='could not be read again: it is of step 8'):
+    manifest.write(step_dir, 8, leaves={}, scores={})
+  (step_dir / 'a:b').write_text('')
+  with pytest.raises(manifest.ManifestError, match='could not be read again: it lists .*outside'):
+    manifest.write(step_dir, 7, leaves={}, scores={})
+  assert (step_dir / manifest.NAME).read_bytes() == before
+
+
 def test_the_manifest_is_plain_json(step_dir):
   assert json.loads((step_dir / manifest.NAME).read_text())['format'] == 1
   assert not (step_dir / f'{manifest.NAME}.partial').exists()

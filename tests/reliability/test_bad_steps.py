@@ -4,10 +4,13 @@ ends, and what is skipped stays skipped over a restart.
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import _runs
 import pytest
 
+from lmjax.checkpoint import tool
 from lmjax.data import skips
 
 MARK = '\x01'
@@ -102,12 +105,30 @@ def test_skips_in_the_past_are_refused(sound, tmp_path, capsys):
   assert _runs.run(tmp_path / 'w', sound, '--skip_batches=3', steps=8) == 2
   assert 'batch 3 was trained on before step 8' in capsys.readouterr().err
   assert not (tmp_path / 'w/skips.json').exists()
-  assert _runs.run(tmp_path / 'w', sound, '--skip_batches=3', '--from_step=5', steps=8) == 2
-  assert 'no checkpoint of that step; there are 4, 8' in capsys.readouterr().err
-  assert _runs.run(tmp_path / 'w', sound, '--skip_batches=6', '--from_step=4', steps=8) == 0
-  assert 'resumed at step 4' in capsys.readouterr().err
+  go_back = lambda step: tool.main(['rewind', str(tmp_path / 'w'), f'--step={step}'])
+  assert go_back(5) == 2
+  assert 'has no such step; it has 4, 8' in capsys.readouterr().err
+  assert go_back(4) == 0
+  for _ in range(2):  # a scheduler repeats the command, and it stays at what it reached
+    assert _runs.run(tmp_path / 'w', sound, '--skip_batches=6', steps=8) == 0
+  said = capsys.readouterr().err
+  assert said.count('resumed at step 4') == 1 and 'this run is complete' in said
   assert _runs.lines(tmp_path / 'w')[-1]['step'] == 8
-  assert [p.name for p in (tmp_path / 'w/checkpoints').glob('*-8-0')] == ['replaced-8-0']
+  assert [p.name for p in (tmp_path / 'w/checkpoints').glob('*-8-0')] == ['rewound-8-0']
+
+
+def test_a_run_in_use_is_not_rewound(sound, tmp_path, capsys):
+  assert _runs.run(tmp_path / 'w', sound, steps=8) == 0
+  code = 'import sys, time; from lmjax import rundir\nwith rundir.held(sys.argv[1]): '
+  code += 'print(flush=True); time.sleep(60)'
+  with subprocess.Popen(
+    [sys.executable, '-c', code, str(tmp_path / 'w')], stdout=subprocess.PIPE
+  ) as holder:
+    holder.stdout.readline()
+    assert tool.main(['rewind', str(tmp_path / 'w'), '--step=4']) == 2
+    holder.kill()
+  assert f'in use by process {holder.pid}' in capsys.readouterr().err
+  assert (tmp_path / 'w/checkpoints/8').is_dir()
 
 
 def test_too_many_in_a_row_end_the_run(sound, tmp_path, capsys):

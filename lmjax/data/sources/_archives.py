@@ -17,6 +17,7 @@ import io
 import pathlib
 import re
 import stat
+import struct
 import tarfile
 from typing import Iterator
 import zipfile
@@ -74,7 +75,8 @@ def members(file: pathlib.Path, suffixes=()) -> Iterator[tuple[str, io.BufferedI
       raise ValueError(f'{file} has more than {MEMBERS:,} members; split it')
     _check_name(name, where)
     path = pathlib.PurePosixPath(name)
-    if stream is None or path.name.startswith('.') or not _files.matches(path, suffixes):
+    hidden = any(p.startswith('.') for p in path.parts)
+    if stream is None or hidden or not _files.matches(path, suffixes):
       continue
     if is_archive(name):
       raise ValueError(f'{where}: an archive within an archive is not read; unpack it')
@@ -88,6 +90,10 @@ def members(file: pathlib.Path, suffixes=()) -> Iterator[tuple[str, io.BufferedI
     raise ValueError(f'{file} holds no files{wanted}')
 
 
+class _TooMuch(ValueError):
+  """What _Allowance raises; not a fault of a header."""
+
+
 class _Allowance:
   """Bytes that may still come out of `packed` ones."""
 
@@ -97,7 +103,7 @@ class _Allowance:
   def spend(self, n: int, where: str):
     self.left -= n
     if self.left < 0:
-      raise ValueError(
+      raise _TooMuch(
         f'{where}: more than {max(SMALL, RATIO * self.packed):,} bytes unpack from '
         f'{self.packed:,}, over {RATIO} times as much; this is not text, unpack it where you '
         'trust it'
@@ -159,8 +165,10 @@ class _Header(tarfile.TarInfo):
       raise
     except tarfile.EmptyHeaderError:
       raise tarfile.ReadError('it is cut off: the block that ends an archive is missing') from None
-    except tarfile.HeaderError as e:
-      raise tarfile.ReadError(f'{e} at byte {tar.offset}') from None
+    except _TooMuch:
+      raise
+    except (tarfile.HeaderError, ValueError, OverflowError, RecursionError) as e:
+      raise tarfile.ReadError(f'a header at byte {tar.offset} cannot be read ({e})') from None
 
 
 def _tar(file: pathlib.Path):
@@ -208,7 +216,10 @@ def _zip(file: pathlib.Path):
   """(name, packed bytes, stream or None for a folder) of each member."""
   allowance = _Allowance(file.stat().st_size)
   with _files.reading(str(file)):
-    archive = zipfile.ZipFile(file)
+    try:
+      archive = zipfile.ZipFile(file)
+    except (NotImplementedError, UnicodeDecodeError, struct.error) as e:  # of its directory
+      raise zipfile.BadZipFile(str(e)) from None
   with archive:
     for info in archive.infolist():
       name = info.orig_filename  # `filename` ends at a NUL
@@ -219,7 +230,7 @@ def _zip(file: pathlib.Path):
       if stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         link = 'a symbolic link' if stat.S_ISLNK(mode) else 'a device or pipe'
         raise ValueError(f'{where} is {link}; only regular files are read')
-      if info.is_dir():
+      if name.endswith('/'):
         yield name, 0, None
         continue
       if info.compress_type not in _PACKED:
@@ -233,4 +244,4 @@ def _zip(file: pathlib.Path):
         packed = archive.open(info)
       with packed:
         raw = _Bounded(packed, where, length=info.file_size)
-        yield name, info.file_size, io.BufferedReader(raw, 1 << 17)
+        yield name, info.file_size, io.BufferedReader(raw)

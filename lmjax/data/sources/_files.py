@@ -16,6 +16,9 @@ import zipfile
 import zlib
 
 COMPRESSED = ('.gz', '.tgz', '.xz', '.bz2', '.zst')
+_STEP = (
+  1 << 12
+)  # packed bytes at a time: zstd unpacks them at once, to 32,768 times as many at most
 _WHOLE = 1 << 26  # files up to this size are hashed whole
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
@@ -106,7 +109,7 @@ class _Zstandard(io.RawIOBase):
   def readinto(self, out) -> int:
     while not self._ready:
       rest = self._frame.unused_data if self._frame is not None and self._frame.eof else b''
-      data = rest or self._file.read(1 << 17)
+      data = rest or self._file.read(_STEP)
       if not data:
         if self._frame is not None and not self._frame.eof:
           raise EOFError('the file ends before its last frame does')
