@@ -18,6 +18,7 @@ import math
 import tokenize
 from typing import Any
 
+MOST = 100_000  # characters of a spec: tokenizing takes their square
 LONGEST = 160  # characters of a value that a message shows
 
 
@@ -71,16 +72,17 @@ def cut(text: str, longest: int) -> str:
 
 def _hide_paths(text: str) -> tuple[str, dict[str, str]]:
   """Replaces `package.module:Object` by an identifier, so that the rest is ordinary Python."""
+  if ':' not in text:
+    return text, {}
+  blank = (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
   try:
-    tokens = [
-      t
-      for t in tokenize.generate_tokens(io.StringIO(text).readline)
-      if t.type not in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
-    ]
+    # Only what is needed of each token: it holds its whole line as well.
+    read = tokenize.generate_tokens(io.StringIO(text).readline)
+    tokens = [(t.type == tokenize.NAME, t.string) for t in read if t.type not in blank]
   except (tokenize.TokenError, SyntaxError, ValueError):
     return text, {}  # `ast` names the fault
-  words = [t.string for t in tokens] + ['', '']
-  is_name = [t.type == tokenize.NAME for t in tokens] + [False, False]
+  is_name = [n for n, _ in tokens] + [False, False]
+  words = [w for _, w in tokens] + ['', '']
   out, hidden, i = [], {}, 0
   while i < len(tokens):
     j = i + 1
@@ -102,6 +104,8 @@ def _tree(text: str) -> tuple[ast.expr, dict[str, str]]:
     raise SpecError(f'a spec is a string such as "name(arg=1)", not {brief(text)}')
   if not text.strip():
     raise SpecError('an empty spec; a name such as "name(arg=1)" is needed')
+  if len(text) > MOST:
+    raise SpecError(f'a spec of {len(text):,} characters is not read; at most {MOST:,} are')
   source, hidden = _hide_paths(text.strip())
   try:
     return ast.parse(source, mode='eval').body, hidden

@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-C, K = 'tests/contracts/test_', 'tests/test_'
+C, K, R = 'tests/contracts/test_', 'tests/test_', 'tests/reliability/test_'
 
 # (file under lmjax, text, what it becomes, tests that must fail)
 MUTATIONS = (
@@ -336,6 +336,34 @@ MUTATIONS = (
     'import math\nfrom lmjax.models.mixers import gqa\n',
     K + 'house.py',
   ),
+  # nothing lost
+  ('train.py', 'keep(opt, state.opt),', 'opt,', K + 'train_step.py'),
+  ('train.py', 'jnp.where(ok, 0, state.streak + 1)', 'state.streak + 1', R + 'bad_steps.py'),
+  ('guards/spikes.py', 'jnp.where(jnp.isfinite(x), x, jnp.nan)', 'x', C + 'guard.py'),
+  ('guards/spikes.py', 'ddof=1', 'ddof=0', C + 'guard.py'),
+  ('data/skips.py', 'if start > update:', 'if start >= update:', 'tests/data/test_skips.py'),
+  ('data/loader.py', 'self._order(self._first + int(i))', 'self._order(int(i))', R + 'kills.py'),
+  ('feed.py', 'self.skips.batch(step - 1)', 'self.skips.batch(step)', R + 'bad_steps.py'),
+  ('bad_steps.py', 'done - streak - s', 'done - s', R + 'bad_steps.py'),
+  (
+    'restore.py',
+    'steps = [s for s in steps if self._feed.fits(self._checkpoints.cursor(s))]',
+    'pass',
+    R + 'bad_steps.py',
+  ),
+  (
+    'restore.py',
+    'self._feed.check(cursor, step)',
+    'state = state.replace(opt=jax.tree.map(jax.numpy.zeros_like, state.opt))',
+    R + 'kills.py',
+  ),
+  ('recompute.py', '(2 * place + 1)', '(2 * place)', K + 'recompute.py'),
+  ('recompute.py', 'runs[0] = good', 'pass', K + 'recompute.py'),
+  ('loop.py', 'if not every or done % every:', 'if True:', R + 'corruption.py'),
+  ('loop.py', 'self._failed(e, self.failed_saves)', 'pass', R + 'disk.py'),
+  ('stop.py', 'self._held = True', 'self._held = False', R + 'stops.py'),
+  ('watchdog.py', 'os._exit(exits.RETRY)', 'pass', K + 'watchdog.py'),
+  ('parallel/processes.py', 'max(begun)', 'min(begun) - 1', R + 'hosts.py'),
 )
 
 

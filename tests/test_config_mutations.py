@@ -110,6 +110,81 @@ def test_huge_sizes_take_neither_time_nor_memory(key, value):
   one_leaf(('quickstart', key, value))
 
 
+@pytest.mark.parametrize(
+  'key, value, words',
+  [
+    ('model.init', f'gpt2(sigma=1{"0" * 400})', 'a number of 1329 bits is not accepted'),
+    ('model.embed', f'tied(scale=0x{"f" * 5000})', 'a number of 20000 bits is not accepted'),
+    ('schedule', 'cosine(end=1e999)', 'cosine.end: a number is too large for a float'),
+    ('data.train', '1e999*shakespeare()', 'a weight is a number'),
+    ('data.train', '0*shakespeare()', 'weight 0.0 of shakespeare: a positive number is expected'),
+    ('optim', 'a.b:c()()', "expected name or name.arg=1., got 'a.b:c...."),
+    ('optim', 'adam(b1=' + '-' * 3000 + '1)', 'adam.b1=.* is not a literal|cannot read the spec'),
+    ('optim', 'not ' * 3000 + 'a', 'got|cannot read the spec'),
+    ('optim', 'a:' * 20_000 + 'b', 'cannot read the spec'),
+    ('optim', 'a.' * 45_000 + 'b', 'got|cannot read the spec'),
+    ('optim', 'adam()' + ' ' * 10**6 + 'x', 'a spec of 1,000,007 characters is not read'),
+    ('optim', '\ud800', 'half a surrogate pair'),
+    ('optim', 'math:pi', 'a class or function written in Python is expected, not float'),
+    ('optim', 'builtins:int', 'a class or function written in Python is expected, not type'),
+    ('optim', '.os:path()', 'cannot read the spec'),
+    ('schedule', 'lmjax.optim.adam:adam()', 'this part is registered as optim'),
+    ('model.blocks.block.ffn', 'gelu(hidden=2147483648)', 'at most 2147483647 in size'),
+    ('model.blocks.block.ffn', 'gelu(mult=1e39)', 'at most 3.4e.38 in size'),
+    ('model.blocks.block.ffn', 'gelu(mult=1e30)', 'hidden units .*at most 2147483647'),
+    ('model.blocks.block.mixer', 'gqa(head_dim=65537)', 'at most 65536 is expected'),
+    ('model.embed', 'tied(multiple_of=2147483646)', None),
+    ('model.position', 'rope(original=0)', 'original=0: a positive number of tokens'),
+    ('model.position', 'sinusoidal(base=0)', 'base=0.0: a number above 1'),
+    ('model.final_norm', 'layer_norm(eps=-1)', 'eps=-1.0: at least 0'),
+    ('model.stack', 'block + ' * 300 + 'block', '301 blocks are written out, at most 256'),
+    ('model.stack', '(block, block)*2147483647', '4294967294 layers, at most 2147483647'),
+    ('model.stack', 'block*True', r'config.model.stack=.*a segment repeats'),
+    ('model.stack', 'a.b:block', "no block 'a.b:block'"),
+    ('steps', 2**31, 'at most 2147483647'),
+    ('peak_lr', 10**400, 'float is expected'),
+    ('peak_lr', 1e39, 'at most 3.4e.38'),
+    ('model.depth', 1e308, 'at most 2147483647'),
+    ('mesh.data', 0, 'config.mesh.data=0: a positive number of devices'),
+    ('data.tokenizer', 'bpe(path="/dev/zero")', 'is not a regular file'),
+  ],
+)
+def test_faults_that_were_found_are_named(key, value, words):
+  c = recipe_of('quickstart')
+  config._set(c, key, value)
+  if words is None:
+    with bounded():
+      return settle(c)
+  with bounded(), pytest.raises(ValueError, match=words) as e:
+    settle(c)
+  readable(e.value, f'config.{key}', key.split('.')[-1])
+
+
+def test_a_table_of_too_many_rows():
+  c = recipe_of('quickstart')
+  c['model'].update(vocab=2**31 - 1, embed='tied(multiple_of=128)')
+  with bounded(), pytest.raises(ValueError, match='2147483648 rows, at most 2147483647'):
+    settle(c)
+
+
+@pytest.mark.parametrize(
+  'key, text, words',
+  [
+    ('optim.adam.b2', '{[]: 1}', 'write text in quotes|is not accepted'),
+    ('optim.adam.b2', '{1: 2}', 'dictionaries and sets are not accepted'),
+    ('optim.adam.b2', '0x' + 'f' * 5000, 'a number of 20000 bits'),
+    ('optim.adam.b2', '-' * 5000 + '1', 'is not accepted|literal|cannot read'),
+    ('optim.adam.b2', '1\n2', r"'1\\\\n2'"),
+    ('steps', 'x' * 10_000, 'a whole number is expected'),
+    ('nothing\nhere', '1', 'no such key'),
+  ],
+)
+def test_commands_that_were_found_are_named(key, text, words):
+  with pytest.raises(ValueError, match=words) as e:
+    config.resolve(config.load('quickstart', [(key, text)]))
+  readable(e.value, key.split('.')[-1], repr(key))
+
+
 @pytest.mark.parametrize('key', ['seed', 'peak_lr', 'mesh.data', 'optim'])
 def test_a_number_of_more_digits_than_python_writes(key):
   one_leaf(('quickstart', key, 10**5000))

@@ -235,6 +235,8 @@ def main():
     if hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.cores])
     return worker(flags.worker, flags.every, flags.workdir)
+  if flags.every < 40 or flags.every % 20:
+    p.error(f'--every={flags.every}: a multiple of 20 from 40 on is accepted')
   load = os.getloadavg()
   with tempfile.TemporaryDirectory() as folder:
     turns = race(flags, pathlib.Path(folder))

@@ -233,6 +233,8 @@ def test_encrypted_and_unknown_packing_in_a_zip(tmp_path):
   fails(f'text(path={str(path)!r})', path, "member 'a.txt' is encrypted")
   path.write_bytes(patched(data, [(8, b'\x5d\0'), (at + 10, b'\x5d\0')]))
   fails(f'text(path={str(path)!r})', path, "member 'a.txt' is packed by method 93")
+  path.write_bytes(patched(data, [(at + 8, b'\x20\0')]))  # a patch of another file
+  fails(f'text(path={str(path)!r})', path, "member 'a.txt' is damaged: compressed patched data")
   path.write_bytes(patched(data, [(at + 6, b'\xff\0')]))  # needs a later version
   fails(f'text(path={str(path)!r})', path, 'is damaged: zip file version')
 
@@ -273,6 +275,18 @@ def test_a_member_that_unpacks_to_too_much(tmp_path, small, suffix, name):
   path = write(tmp_path, f'x{suffix}', [('a.jsonl', json_lines('a')), (name, ZEROS)])
   fails(f'text(path={path!r})', path, f'member {name!r}', 'over 200 times')
   fails(f'jsonl(path={path!r})', path, f'member {name!r}', 'over 200 times')
+
+
+def test_a_member_of_a_zip_is_measured_by_its_own_bytes(tmp_path, small):
+  noise = os.urandom(1 << 20)
+  path = write(tmp_path, 'x.zip', [('noise', noise), ('zeros', ZEROS)])
+  fails(f'text(path={path!r}, encoding=None)', path, "member 'zeros'", 'over 200 times')
+
+
+def test_a_tar_that_declares_too_much_is_refused_before_it_is_read(tmp_path):
+  path = tmp_path / 'x.tar'
+  path.write_bytes(info('a.txt', 1 << 40).tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+  fails(f'text(path={str(path)!r})', path, "member 'a.txt'", 'over 200 times')
 
 
 @pytest.mark.parametrize('suffix', ('.tar.gz', '.zip'))
@@ -401,6 +415,8 @@ WHOLE = {
   '.zip': zip_bytes([('a.jsonl', json_lines('a')), ('b', b'2' * 600), ('c/', b'')]),
 }
 WHOLE['.tar.gz'] = gzip.compress(WHOLE['.tar'], mtime=0)
+WHOLE['.lzma.zip'] = zip_bytes([('a.jsonl', json_lines('abc' * 99))], zipfile.ZIP_LZMA)
+WHOLE['.bz2.zip'] = zip_bytes([('a.jsonl', json_lines('abc' * 99))], zipfile.ZIP_BZIP2)
 
 
 def changed(tmp_path, suffix, changes, cut):

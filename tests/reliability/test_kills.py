@@ -10,13 +10,14 @@ import _runs
 import pytest
 
 STEPS, EVERY = 120, 6
-HOW = dict(steps=STEPS, checkpoint_every=EVERY, log_every=1)
+HOW = dict(steps=STEPS, checkpoint_every=EVERY, log_every=1, eval__every=40, eval__batches=2)
 
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
   folder = tmp_path_factory.mktemp('straight')
   train = _runs.texts(folder)
+  HOW['data__valid'] = f'jsonl(path="{folder}/0.jsonl")'
   with _processes.Process(_runs.words(folder / 'w', train, **HOW), folder / 'w') as p:
     assert p.wait() == 0, p.said
   return folder / 'w', train
@@ -46,6 +47,7 @@ def check_equal(straight, workdir):
   assert reader(straight).cursor(STEPS) == reader(workdir).cursor(STEPS)
   assert _runs.lines(workdir) == _runs.lines(straight)
   assert [m['step'] for m in _runs.lines(workdir)] == list(range(1, STEPS + 1))
+  assert _runs.lines(workdir, 'eval') == _runs.lines(straight, 'eval') != []
 
 
 def resumed(said: str) -> list[int]:

@@ -13,6 +13,7 @@ and where the archive holds more than MEMBERS, is cut off, or has data behind it
 (.gz, .xz, .bz2, .zst) are unpacked under the same bounds; archives within archives are not.
 """
 
+import contextlib
 import io
 import pathlib
 import re
@@ -212,14 +213,21 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
 # ---- zip
 
 
+@contextlib.contextmanager
+def _opening(where: str):
+  """`reading`, for what the library also raises on headers that make no sense, or a later time's."""
+  with _files.reading(where):
+    try:
+      yield
+    except (NotImplementedError, ValueError, struct.error) as e:
+      raise zipfile.BadZipFile(str(e)) from None
+
+
 def _zip(file: pathlib.Path):
   """(name, packed bytes, stream or None for a folder) of each member."""
   allowance = _Allowance(file.stat().st_size)
-  with _files.reading(str(file)):
-    try:
-      archive = zipfile.ZipFile(file)
-    except (NotImplementedError, UnicodeDecodeError, struct.error) as e:  # of its directory
-      raise zipfile.BadZipFile(str(e)) from None
+  with _opening(str(file)):
+    archive = zipfile.ZipFile(file)
   with archive:
     for info in archive.infolist():
       name = info.orig_filename  # `filename` ends at a NUL
@@ -240,7 +248,7 @@ def _zip(file: pathlib.Path):
         )
       _Allowance(info.compress_size).spend(info.file_size, where)
       allowance.spend(info.file_size, where)
-      with _files.reading(where):
+      with _opening(where):
         packed = archive.open(info)
       with packed:
         raw = _Bounded(packed, where, length=info.file_size)
