@@ -295,7 +295,7 @@ def resolve(config) -> dict[str, Any]:
   }
   for key, value in flat(plain).items():
     if key not in known:
-      raise ConfigError(f'config.{specs.cut(key, 100)}: no such key{nearest(key, known)}')
+      raise ConfigError(f'config.{specs.shown(key)}: no such key{nearest(key, known)}')
     _set(plain, key, _resolved(key, value))
   for key in sorted(known - set(flat(plain))):
     raise ConfigError(f'config.{key} is missing')

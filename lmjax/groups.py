@@ -29,9 +29,9 @@ def plain(group: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
   for key, value in group.items():
     where = '.'.join((*path, str(key)))
     if not isinstance(key, str) or not key.isprintable() or '.' in key or len(path) > 3:
-      raise ConfigError(f'config.{specs.brief(where)}: no such key')
+      raise ConfigError(f'config.{specs.shown(where)}: no such key')
     if isinstance(value, dict) and not value:
-      raise ConfigError(f'config.{specs.cut(where, 100)} is empty: a value is expected')
+      raise ConfigError(f'config.{specs.shown(where)} is empty: a value is expected')
     out[key] = plain(value, (*path, key)) if isinstance(value, dict) else value
   return out
 
@@ -45,6 +45,6 @@ def blocks(config: dict[str, Any]) -> list[str]:
   for name in found:
     if not name.isidentifier() or keyword.iskeyword(name):
       raise ConfigError(
-        f'config.model.blocks.{specs.cut(name, 100)}: a block is named by a word, such as local'
+        f'config.model.blocks.{specs.shown(name)}: a block is named by a word, such as local'
       )
   return list(found)

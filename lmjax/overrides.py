@@ -19,7 +19,7 @@ def apply(config: ConfigDict, key: str, text: str):
     if name not in node:
       have = list(config_lib.flat(config))
       raise ConfigError(
-        f'--config.{_shown(key)}: no such key{nearest(key, have)} '
+        f'--config.{specs.shown(key)}: no such key{nearest(key, have)} '
         f'config{"." if i else ""}{".".join(parts[:i])} has '
         f'{", ".join(node)}'
       )
@@ -32,21 +32,18 @@ def apply(config: ConfigDict, key: str, text: str):
       node[name] = _parse(key, text, value)
     elif config_lib.kind_of(path) is None or not value:
       raise ConfigError(
-        f'--config.{_shown(key)}: config.{path} is {specs.brief(value)} and has nothing below it'
+        f'--config.{specs.shown(key)}: config.{path} is {specs.brief(value)} and has nothing below '
+        'it'
       )
     else:
       try:
         node[name] = specs.rewrite(value, rest, _literal(text))
       except specs.SpecError as e:
-        raise ConfigError(f'--config.{_shown(key)}={_shown(text)}: {e}') from None
+        raise ConfigError(f'--config.{specs.shown(key)}={specs.shown(text)}: {e}') from None
     return
-  raise ConfigError(f'--config.{key}={_shown(text)}: this is a group; set one of {", ".join(node)}')
-
-
-def _shown(text: str) -> str:
-  """Text as it was typed where that is short and printable, else as Python writes it."""
-  plain = text.isprintable() and len(text) <= specs.LONGEST
-  return text if plain else specs.brief(text)
+  raise ConfigError(
+    f'--config.{key}={specs.shown(text)}: this is a group; set one of {", ".join(node)}'
+  )
 
 
 def _place(config, parts: list[str]) -> list[str]:
@@ -55,7 +52,7 @@ def _place(config, parts: list[str]) -> list[str]:
   if parts[0] == 'model' and len(parts) > 1 and parts[1] in config_lib.BLOCK_PARTS:
     if len(blocks) != 1:
       raise ConfigError(
-        f'--config.{_shown(".".join(parts))}: this model has the blocks {", ".join(blocks)}; '
+        f'--config.{specs.shown(".".join(parts))}: this model has the blocks {", ".join(blocks)}; '
         f'name one, as in --config.model.blocks.{next(iter(blocks))}.{parts[1]}'
       )
     return ['model', 'blocks', next(iter(blocks)), *parts[1:]]
@@ -97,6 +94,6 @@ def _parse(key: str, text: str, old):
       return text
   except (ValueError, KeyError, OverflowError):
     raise ConfigError(
-      f'--config.{key}={_shown(text)}: {wanted} is expected (it is {old!r} now)'
+      f'--config.{key}={specs.shown(text)}: {wanted} is expected (it is {old!r} now)'
     ) from None
   raise ConfigError(f'--config.{key}: a leaf of type {type(old).__name__} cannot be set here')

@@ -64,6 +64,11 @@ def brief(value: Any, longest: int = LONGEST) -> str:
   return cut(text, longest)
 
 
+def shown(text: str) -> str:
+  """Text as it was typed where that is short and printable, else `brief`."""
+  return text if text.isprintable() and len(text) <= LONGEST else brief(text)
+
+
 def cut(text: str, longest: int) -> str:
   """The text, without its middle where it is longer than that."""
   half = longest // 2
@@ -149,7 +154,7 @@ def _value(node: ast.expr, hidden: dict[str, str], where: str) -> Any:
   try:
     return checked(ast.literal_eval(node))
   except SpecError as e:
-    raise SpecError(f'{where}: {e}') from None
+    raise SpecError(f'{where}={_source(node, hidden)}: {e}') from None
   except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
     raise SpecError(
       f'{where}={_source(node, hidden)} is not a literal (a number, a string in quotes, '

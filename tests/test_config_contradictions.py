@@ -17,8 +17,9 @@ SHARE = st.sampled_from((-1.0, -0.5, 0.0, 0.1, 0.999, 1.0, 2.0))
 
 @st.composite
 def divisions(draw):
-  heads, kv = draw(COUNT), draw(COUNT)
-  return [('model.mixer', f'gqa(head_dim=4, heads={heads}, kv_heads={kv})')], heads % kv == 0
+  heads, kv = draw(st.none() | COUNT), draw(COUNT)  # None: 32 / 4
+  fits = (8 if heads is None else heads) % kv == 0
+  return [('model.mixer', f'gqa(head_dim=4, heads={heads}, kv_heads={kv})')], fits
 
 
 @st.composite

@@ -115,12 +115,12 @@ def test_huge_sizes_take_neither_time_nor_memory(key, value):
   [
     ('model.init', f'gpt2(sigma=1{"0" * 400})', 'a number of 1329 bits is not accepted'),
     ('model.embed', f'tied(scale=0x{"f" * 5000})', 'a number of 20000 bits is not accepted'),
-    ('schedule', 'cosine(end=1e999)', 'cosine.end: a number is too large for a float'),
+    ('schedule', 'cosine(end=1e999)', 'cosine.end=.*: a number is too large for a float'),
     ('data.train', '1e999*shakespeare()', 'a weight is a number'),
     ('data.train', '0*shakespeare()', 'weight 0.0 of shakespeare: a positive number is expected'),
     ('optim', 'a.b:c()()', "expected name or name.arg=1., got 'a.b:c...."),
     ('optim', 'adam(b1=' + '-' * 3000 + '1)', 'adam.b1=.* is not a literal|cannot read the spec'),
-    ('optim', 'not ' * 3000 + 'a', 'got|cannot read the spec'),
+    ('optim', 'not ' * 900 + 'a', 'got|cannot read the spec'),
     ('optim', 'a:' * 20_000 + 'b', 'cannot read the spec'),
     ('optim', 'a.' * 45_000 + 'b', 'got|cannot read the spec'),
     ('optim', 'adam()' + ' ' * 10**6 + 'x', 'a spec of 1,000,007 characters is not read'),
@@ -214,9 +214,7 @@ KEYS = st.sampled_from(
 )
 
 
-@examples(60)
-@given(st.data())
-def test_a_new_key_is_refused(data):
+def one_new_key(data):
   c = recipe_of(data.draw(st.sampled_from(TINY)))
   path, group = data.draw(st.sampled_from(list(groups_of(c))))
   key = data.draw(KEYS | FREE)
@@ -227,6 +225,19 @@ def test_a_new_key_is_refused(data):
     settle(c)
   where = '.'.join((*path, str(key)))
   readable(e.value, f'config.{where[:40]}', repr(where)[1:40], 'config.model.blocks')
+
+
+@examples(60)
+@given(st.data())
+def test_a_new_key_is_refused(data):
+  one_new_key(data)
+
+
+@pytest.mark.slow
+@examples(3000)
+@given(st.data())
+def test_new_keys_are_refused_at_length(data):
+  one_new_key(data)
 
 
 def test_a_removed_key_is_refused():

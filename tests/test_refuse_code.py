@@ -80,3 +80,10 @@ def test_any_text_is_refused_or_names_no_part(value):
     config.refuse_code(c, 'here')
   except ValueError as e:
     readable(e, 'config.optim')
+
+
+def test_a_spec_that_cannot_be_read_does_not_pass():
+  c = recipe_of('quickstart')
+  c['optim'] = 'a(m:P()'
+  with pytest.raises(config.ConfigError, match="runs/x: config.optim='a.m:P..': cannot read"):
+    config.refuse_code(c, 'runs/x')

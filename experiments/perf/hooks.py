@@ -14,7 +14,9 @@ They stop after each turn of EVERY steps, half way between two events, and take 
 which other programs used the machine do not count (see `cpu_step.py`). A turn has one event of each
 sort, ten times as many as the quickstart has, so that its cost stands out; shares are for the
 quickstart's 600 steps. The seconds within a save, an evaluation and a sample are taken apart, once
-the step before them is done: those of the last two are their own work, not the loop's.
+the step before them is done: those of the last two are their own work, not the loop's. So are the
+seconds within the tracker, since the difference of two processes cannot show less than a few
+percent on a machine that others use.
 """
 
 import argparse
@@ -35,7 +37,7 @@ RECIPE_EVERY = 600
 BARE = dict(
   steps=1_000_000, log_every=1_000_000, checkpoint_every=0, tensorboard=False, report=False
 ) | {'eval.every': 0, 'sample.every': 0}
-PARTS = ('save', 'evaluate', 'sample')
+PARTS = ('write', 'save', 'evaluate', 'sample')
 
 
 def settings(kind: str, every: int) -> dict:
@@ -78,13 +80,13 @@ class Turns:
     self.begun = time.monotonic(), time.process_time()
 
   def timed(self, part: str, fn):
-    """fn(state or params, ...) with its seconds counted, not those of the step before it."""
+    """fn with its seconds counted, not those of the step whose state or parameters it gets."""
     import jax
 
-    def inner(state, *args, **kwargs):
-      jax.block_until_ready(state)
+    def inner(first, *args, **kwargs):
+      jax.block_until_ready(first)
       begun = time.monotonic()
-      out = fn(state, *args, **kwargs)
+      out = fn(first, *args, **kwargs)
       self.parts[part] = self.parts.get(part, 0.0) + time.monotonic() - begun
       return out
 
@@ -116,6 +118,7 @@ def worker(kind: str, every: int, workdir: str):
         return out
 
       self.step_fn = step_fn
+      self.tracker.log = turns.timed('write', self.tracker.log)
       self.save = turns.timed('save', self.save)
       self.evaluate = turns.timed('evaluate', self.evaluate)
       self.sampler = turns.timed('sample', self.sampler)
@@ -185,19 +188,24 @@ def summary(turns, every: int, waited: float) -> dict:
     sample=median(lambda t: t['eval']['sample']),
     around_them=median(lambda t: t['eval']['wall'] - own(t) - t['save']['wall']),
   )
-  log = {k: ratio(turns, 'bare', 'log', k) for k in ('wall', 'cpu')}
+  times = {
+    f'{b} / {a}, {k}': ratio(turns, a, b, k)
+    for a, b in (('bare', 'log'), ('log', 'save'))
+    for k in ('wall', 'cpu')
+  }
   save_cpu = median(lambda t: t['save']['cpu'] - t['log']['cpu'])
   run = interval + seconds['evaluation'] + seconds['sample']
   return dict(
     step_seconds=interval / RECIPE_EVERY,
     step_cpu_seconds=cpu_interval / RECIPE_EVERY,
-    log_times_bare=log,
+    times=times,
     event_seconds=seconds,
     save_cpu_seconds=save_cpu,
     shares=dict(
       data_wait=waited,
-      logging=log['wall']['median'] - 1,
-      logging_cpu=log['cpu']['median'] - 1,
+      tracker=median(lambda t: t['log']['write'] / t['log']['wall']),
+      logging=times['log / bare, wall']['median'] - 1,
+      logging_cpu=times['log / bare, cpu']['median'] - 1,
       save_blocks=seconds['save_blocks'] / interval,
       save_in_all=seconds['save_in_all'] / interval,
       save_cpu=save_cpu / cpu_interval,
@@ -211,8 +219,8 @@ def summary(turns, every: int, waited: float) -> dict:
 
 def show(table):
   print(f'\nstep {table["step_seconds"]:.4f} s, {table["step_cpu_seconds"]:.4f} CPU-s')
-  for key, row in table['log_times_bare'].items():
-    print(f'log / bare by {key}: {words(row)}')
+  for key, row in table['times'].items():
+    print(f'{key}: {words(row)}')
   for key, s in table['event_seconds'].items():
     print(f'{key:30s} {s:7.3f} s')
   for key, share in table['shares'].items():

@@ -215,7 +215,7 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
 
 @contextlib.contextmanager
 def _opening(where: str):
-  """`reading`, for what the library also raises on headers that make no sense, or a later time's."""
+  """`reading`, also for what the library raises on headers of a later version, or of no sense."""
   with _files.reading(where):
     try:
       yield
