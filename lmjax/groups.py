@@ -42,9 +42,10 @@ def blocks(config: dict[str, Any]) -> list[str]:
   found = model.get('blocks') if isinstance(model, dict) else None
   if not isinstance(found, dict):
     raise ConfigError('config.model.blocks is missing: at least one block is expected')
-  for name in found:
-    if not name.isidentifier() or keyword.iskeyword(name):
-      raise ConfigError(
-        f'config.model.blocks.{specs.shown(name)}: a block is named by a word, such as local'
-      )
+  for name, parts in found.items():
+    where = f'config.model.blocks.{specs.shown(name)}'
+    if not name.isidentifier() or keyword.iskeyword(name) or len(name) > 64:  # names parameters
+      raise ConfigError(f'{where}: a block is named by a word, such as local')
+    if not isinstance(parts, dict):
+      raise ConfigError(f'{where}={specs.brief(parts)}: a group of parts is expected')
   return list(found)

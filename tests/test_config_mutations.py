@@ -50,7 +50,7 @@ def test_a_changed_leaf_of_a_large_shape_builds_or_is_refused(mutation):
 
 
 @pytest.mark.slow
-@examples(6000)
+@examples(600)
 @given(mutations(TINY + LARGE), st.booleans())
 def test_changed_leaves_build_or_are_refused_at_length(mutation, as_config):
   one_leaf(mutation, as_config)
@@ -72,11 +72,13 @@ def arguments():
 @pytest.mark.slow
 def test_every_argument_of_every_part_builds_or_is_refused():
   tried = 0
-  for key, spec in arguments():
+  for n, (key, spec) in enumerate(arguments()):
+    if n % 13:  # all of them take half an hour; a step that divides no table's period
+      continue
     both_ways = spec.startswith('mlm') or 'causal=False' in spec
     one_leaf(('bert_tiny' if both_ways else 'quickstart', key, spec))
     tried += 1
-  assert tried > 5000
+  assert tried > 400
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_a_new_key_is_refused(data):
 
 
 @pytest.mark.slow
-@examples(3000)
+@examples(400)
 @given(st.data())
 def test_new_keys_are_refused_at_length(data):
   one_new_key(data)
@@ -254,7 +256,7 @@ def test_a_removed_key_is_refused():
       readable(e.value, '.'.join((*path, key)), f'config.{".".join(path)} is empty')
 
 
-@pytest.mark.parametrize('name', ['a b', 'a/b', '..', '', '1', 'class', 'é é', 'x\n'])
+@pytest.mark.parametrize('name', ['a b', 'a/b', '..', '', '1', 'class', 'é é', 'x\n', 'x' * 65])
 def test_a_block_is_named_by_a_word(name):
   c = recipe_of('quickstart')
   c['model']['blocks'] = {name: c['model']['blocks']['block']}
@@ -295,7 +297,7 @@ def test_an_override_builds_or_is_refused(command):
 
 
 @pytest.mark.slow
-@examples(5000)
+@examples(600)
 @given(commands())
 def test_overrides_build_or_are_refused_at_length(command):
   one_command(command)
