@@ -151,7 +151,11 @@ def race(flags, folder: pathlib.Path):
     one_turn = argparse.Namespace(steps=flags.every)
     for n in range(flags.most_rounds):
       for kind, process in live.items():
-        turns[kind].append(turn(process, one_turn))
+        try:
+          turns[kind].append(turn(process, one_turn))
+        except (ValueError, OSError):  # no answer
+          log = (folder / f'{kind}.log').read_text()[-2000:]
+          raise SystemExit(f'{kind} ended in round {n} with {process.wait()}: {log}') from None
       text = '  '.join(f'{k} {t[-1]["wall"] / flags.every:.4f} s' for k, t in turns.items())
       print(f'round {n}: {text}', flush=True)
       if len(quiet(turns, *KINDS)) >= flags.rounds:
