@@ -58,16 +58,20 @@ class Restorer:
     steps = self._checkpoints.offered()  # the damaged ones too: a restore refuses them by name
     if choice.older:
       whole = self._checkpoints.latest_whole()
+      while whole is not None and not self._fits(whole):
+        whole = self._checkpoints.latest_whole(below=whole)
       if whole is None and steps:
         raise ValueError(
           f'--allow_older_checkpoint: no checkpoint in {self._checkpoints.directory} is whole '
           f'(damaged: {", ".join(map(str, steps))}); give another --workdir to start anew'
         )
       return whole
+    return max(filter(self._fits, steps), default=None)
+
+  def _fits(self, step: int) -> bool:
     # A rewind that a kill interrupted leaves checkpoints that saw batches which are skipped now.
-    if self._feed.skips.ranges:
-      steps = [s for s in steps if self._feed.fits(self._checkpoints.cursor(s))]
-    return max(steps, default=None)
+    skips = self._feed.skips.ranges
+    return not skips or self._feed.fits(self._checkpoints.cursor(step))
 
   def _state(self, step: int | None) -> Any:
     run = self._run
@@ -111,7 +115,7 @@ def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
   """{'params', 'vars'} of another run's best-known checkpoint, placed like this run's. Shapes must
   agree.
   """
-  reader, step = find_checkpoint(source)
+  reader, step = find_checkpoint(source, 'config.init_from: ')
   full = abstract_state(run)
   found = reader.restore_params(step, only=('params', 'vars'))
   return fitted(found, dict(params=full.params, vars=full.vars), f'config.init_from={source}')
@@ -141,24 +145,24 @@ def fitted(found: dict, like: dict, where: str) -> dict[str, Any]:
   return out
 
 
-def find_checkpoint(source: str) -> tuple[Checkpointer, int]:
+def find_checkpoint(source: str, where: str = '') -> tuple[Checkpointer, int]:
   """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
-  scores are known, else the last.
+  scores are known, else the last. Raises ValueError, which begins with `where`.
   """
   path = pathlib.Path(source)
   if path.name.isdigit() and path.is_dir():
     reader, step = Checkpointer(path.parent), int(path.name)
     if step not in reader.offered():
-      raise ValueError(f'{source}: no complete checkpoint')
+      raise ValueError(f'{where}{source}: no complete checkpoint')
     return reader, step
   folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
   if not folder.is_dir():
-    raise ValueError(f'{source}: no such directory')
+    raise ValueError(f'{where}{source}: no such directory')
   reader = Checkpointer(folder)
   step = reader.best()
   step = reader.latest() if step is None else step
   if step is None:
-    raise ValueError(f'{source}: no complete checkpoint in {folder}')
+    raise ValueError(f'{where}{source}: no complete checkpoint in {folder}')
   return reader, step
 
 

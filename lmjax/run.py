@@ -82,6 +82,9 @@ def _open(run: build_lib.Run, workdir: str, mesh, *, force: bool):
     )
 
   open_dir(write=False)  # a directory of another run is refused before its data is read,
+  fresh = lambda: not (pathlib.Path(workdir) / 'checkpoints').is_dir()
+  if run.config['init_from'] and processes.from_primary(fresh):
+    restore.find_checkpoint(run.config['init_from'], where='config.init_from: ')
   try:
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   except OSError as e:

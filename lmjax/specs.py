@@ -276,11 +276,17 @@ def segments(text: str) -> tuple[Segment, ...]:
 
 
 def outside(text: str) -> list[str]:
-  """The parts `package.module:Object` that a spec of any form names, also within others. Imports
-  nothing.
+  """The code that a spec of any form names, also within others: parts `package.module:Object`, and
+  modules given as an argument `module`. Imports nothing.
   """
   node, hidden = _tree(text)
-  return [hidden[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in hidden]
+  parts = [hidden[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in hidden]
+  words = [n for n in ast.walk(node) if isinstance(n, ast.keyword) and n.arg == 'module']
+  return parts + [
+    n.value.value
+    for n in words
+    if isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)
+  ]
 
 
 def rewrite(text: str, path: list[str], value: Any) -> str:

@@ -333,6 +333,14 @@ def test_every_recipe_has_its_header():
       assert word in text, f'configs/{recipe}.py: the header lacks {word!r}'
 
 
+def test_every_promise_names_tests_that_exist():
+  rows = re.findall(r'^\|.*\.py`.*\|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+  named = {n for row in rows for n in re.findall(r'`([\w/]*test_\w+\.py)`', row)}
+  assert len(named) > 10, named
+  for name in named:
+    assert (ROOT / 'tests' / name).is_file(), f'README.md: there is no tests/{name}'
+
+
 @pytest.mark.parametrize('kind', kinds.KINDS)
 def test_every_kind_has_parts_and_a_suite(kind):
   assert registry.names(kind), kind

@@ -143,6 +143,9 @@ def test_init_from(finished, tmp_path, capsys):
   assert first['loss'] < lines(workdir, 'train')[0]['loss']
   assert run(tmp_path / 'x', *data, f'--config.init_from={workdir}', '--config.model.width=32') == 2
   assert 'embed/table has shape (260, 16)' in capsys.readouterr().err
+  absent = f'--config.init_from={tmp_path / "absent"}'
+  assert run(tmp_path / 'y', absent, '--config.data.train=text(path="not read yet")') == 2
+  assert f'config.init_from: {tmp_path / "absent"}: no such directory' in capsys.readouterr().err
 
 
 def test_sample_and_perplexity_of_a_file(finished, tmp_path, capsys):

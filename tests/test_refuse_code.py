@@ -14,7 +14,16 @@ from _mutations import TINY
 from lmjax import config
 
 PARTS = st.sampled_from(
-  ['m:P', 'm:P()', 'a.b.c:P(x=1)', 'm : P()', 'gqa(position=m:P())', '(m:P(y=(1, 2)))']
+  [
+    'm:P',
+    'm:P()',
+    'a.b.c:P(x=1)',
+    'm : P()',
+    'gqa(position=m:P())',
+    '(m:P(y=(1, 2)))',
+    'seqio_task(task="t", module="m")',
+    'other(inner=seqio_task(task="t", module="m"))',
+  ]
 )
 
 

@@ -8,6 +8,7 @@ With several processes, every method is called by all of them, as with collectiv
 """
 
 import logging
+import math
 import threading
 from typing import Any, Iterable, Mapping
 
@@ -55,9 +56,11 @@ class Reader:
     """The newest step with a manifest, damaged or not."""
     return max(self.offered(), default=None)
 
-  def latest_whole(self) -> int | None:
-    """The newest step whose every file is what was saved, checksums included, or None."""
-    return processes.from_primary(self._newest_whole)
+  def latest_whole(self, below: float = math.inf) -> int | None:
+    """The newest step, under `below`, whose every file is what was saved, checksums included, or
+    None.
+    """
+    return processes.from_primary(lambda: self._newest_whole(below))
 
   def best(self) -> int | None:
     """The whole step with the lowest score, or None when no step has one."""
@@ -101,8 +104,8 @@ class Reader:
       self._warned.add(name)
       _LOG.warning(f'checkpoint %s {text}', self.directory / name, problem)
 
-  def _newest_whole(self) -> int | None:
-    step, failed = scan.newest_whole(self.directory, self._found())
+  def _newest_whole(self, below: float = math.inf) -> int | None:
+    step, failed = scan.newest_whole(self.directory, self._found(), below)
     self._failed |= failed
     for s, problem in failed.items():
       self._warn(str(s), 'is damaged: %s', problem)

@@ -74,12 +74,14 @@ def best(found: Mapping[int, dict], key: str | None) -> int | None:
   return min(scored)[1] if scored else None
 
 
-def newest_whole(directory: Any, found: Found) -> tuple[int | None, dict[int, str]]:
-  """The newest step whose checksums hold, and the first problem of each newer one whose do not.
-  Reads their files.
+def newest_whole(
+  directory: Any, found: Found, below: float = math.inf
+) -> tuple[int | None, dict[int, str]]:
+  """The newest step under `below` whose checksums hold, and the first problem of each newer one
+  whose do not. Reads their files.
   """
   failed = {}
-  for step in sorted(found.whole, reverse=True):
+  for step in sorted((s for s in found.whole if s < below), reverse=True):
     problems = manifest.verify(epath.Path(directory) / str(step))
     if not problems:
       return step, failed

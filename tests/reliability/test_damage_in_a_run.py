@@ -1,6 +1,7 @@
 """A run whose newest checkpoint was damaged says so and waits to be told; nothing is silent."""
 
 import _runs
+from lmjax.data import skips
 import pytest
 
 
@@ -70,6 +71,13 @@ def test_nothing_whole_is_no_reason_to_start_anew(workdir, train, capsys):
     delete(workdir / f'checkpoints/{step}')
   assert again(workdir, train, '--allow_older_checkpoint') == 2
   assert 'is whole (damaged: 4, 8, 12)' in capsys.readouterr().err
+
+
+def test_the_older_checkpoint_has_seen_no_batch_that_is_skipped_now(workdir, train, capsys):
+  skips.add(workdir, [(6, 7)], 'a rewind to step 4 that was killed')
+  delete(workdir / 'checkpoints/12')
+  assert again(workdir, train, '--allow_older_checkpoint') == 0
+  assert 'resumed at step 4' in capsys.readouterr().err
 
 
 def test_a_missing_marker_is_an_interrupted_save(workdir, train, capsys):
