@@ -347,8 +347,8 @@ MUTATIONS = (
   ('bad_steps.py', 'done - streak - s', 'done - s', R + 'bad_steps.py'),
   (
     'restore.py',
-    'steps = [s for s in steps if self._feed.fits(self._checkpoints.cursor(s))]',
-    'pass',
+    'return not skips or self._feed.fits(self._checkpoints.cursor(step))',
+    'return True',
     R + 'bad_steps.py',
   ),
   (
