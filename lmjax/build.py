@@ -171,7 +171,8 @@ def build(resolved: dict) -> Run:
     lr_factors=lr_factors,
     groups=groups,
     micro=c['micro_batches'],
-    sample_fn=getattr(objective, 'sample', None),
+    gradient_at=gradient_at(optim),
+    retract=retract(optim, facts['params']),
     guard=guard,
   )
   run = Run(
@@ -228,6 +229,41 @@ def chain(c: dict, parts: registry.Chain, objective):
         )
   made = [(name, named('optim', part)) for name, part in parts.items()]
   return optax.named_chain(*((n, optax.with_extra_args_support(t)) for n, t in made))
+
+
+def gradient_at(parts: registry.Chain):
+  """Where gradients are taken, see `kinds.Optim`: the optimizer's state -> an update, or None."""
+  found = {n: at for n, part in parts.items() if (at := part.fact('gradient_at')) is not None}
+  if len(found) > 1:
+    raise ConfigError(
+      f'config.optim: {" and ".join(found)} each take the gradient elsewhere than at the '
+      'parameters; at most one such part is expected'
+    )
+  return next((functools.partial(_at, *item) for item in found.items()), None)
+
+
+def _at(name: str, where, opt):
+  return where(opt[name])
+
+
+def retract(parts: registry.Chain, facts):
+  """How parameters are moved behind the step: (optimizer's state, parameters) -> parameters, or
+  None.
+  """
+  found = [(n, f) for n, part in parts.items() if (f := part.fact('retract')) is not None]
+
+  def moved(opt, params):
+    for name, fn in found:
+      params = fn(opt[name], params, facts)
+    return params
+
+  averaging = [n for n, part in parts.items() if part.fact('gradient_at') is not None]
+  if found and averaging:
+    raise ConfigError(
+      f'config.optim: {found[0][0]} moves the parameters behind the step, and {averaging[0]} keeps '
+      'an average of them that would not follow; one of the two is expected'
+    )
+  return moved if found else None
 
 
 def check_parts(c: dict, model: model_lib.Model, objective: registry.Part):
@@ -310,6 +346,14 @@ def counts(run: Run) -> dict[str, int]:
   out: dict[str, int] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(run.shapes['params']):
     out[group(path)] = out.get(group(path), 0) + math.prod(leaf.shape)
+  return out | {'total': sum(out.values())}
+
+
+def state_bytes(run: Run) -> dict[str, float]:
+  """Bytes of optimizer state a parameter, by part, and the total."""
+  n = counts(run)['total']
+  size = lambda tree: sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+  out = {name: size(state) / n for name, state in run.state_shapes.opt.items()}
   return out | {'total': sum(out.values())}
 
 

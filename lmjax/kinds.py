@@ -42,11 +42,9 @@ KINDS: dict[str, Kind] = {
   'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),
   'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
                  context=('ins', 'outs', 'role', 'scheme', 'bias')),
-  'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated into q and k, '
-                                             'or a bias',
+  'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated, or a bias',
                    context=('length',), facts=dict(relative=False, added=False)),
-  'init': Kind('lmjax.models.init', 'initial values and per-parameter multipliers, from '
-                                    'parameter facts',
+  'init': Kind('lmjax.models.init', 'initial values and multipliers, from parameter facts',
                context=('depth', 'width')),
   'embed': Kind('lmjax.models.embeds', 'tokens -> x, and the unembedding',
                 context=('vocab', 'width', 'dtype'),
@@ -60,7 +58,7 @@ KINDS: dict[str, Kind] = {
                     context=('model', 'tokenizer'),
                     facts=dict(couples='none', lookahead=0, causal=None)),
   'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),
-                facts=dict(needs=(), owns_lr=False)),
+                facts=dict(needs=(), owns_lr=False, gradient_at=None, retract=None)),
   'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
                    facts=dict(extendable=False)),
   'guard': Kind('lmjax.guards', 'refuses the updates of bad steps'),
@@ -257,8 +255,14 @@ class Objective(Protocol):
 class Optim(Protocol):
   """`part(...)` returns an Optax transformation whose update is subtracted after scaling by lr.
 
-  The step passes value, obj_fn, sample_fn and rng; a part that needs one names it in the fact
-  `needs`. `facts` is the tree of parameter facts. `owns_lr` parts are not scaled by the schedule.
+  The step passes value (the loss), rng, obj_fn(params, one_in=1) -> the loss, and
+  sample_fn(params, rng, one_in=1) -> (sum, weight) of the objective's `sample`, both over one in
+  `one_in` rows of the batch. Its field `metrics`, {name: scalar}, is logged as `optim/<part>/...`.
+
+  Facts: needs = which of these it asks for; owns_lr = not scaled by the schedule; gradient_at =
+    (its state -> the update that leads to where the gradient is taken), of a part that averages:
+    the state's parameters are those to evaluate; retract = ((its new state, parameters, facts) ->
+    parameters behind the step), of one that projects or factorizes anew, whatever the rate.
   """
 
 

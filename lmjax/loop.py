@@ -19,13 +19,13 @@ from typing import Any, Callable
 import jax
 
 from lmjax import bad_steps
+from lmjax import build as build_lib
 from lmjax import evaluate
 from lmjax import exits
 from lmjax import flops as flops_lib
 from lmjax import metrics as metrics_lib
 from lmjax import progress
 from lmjax import recompute
-from lmjax.build import Run
 from lmjax.checkpoint import CheckpointError
 from lmjax.checkpoint import Checkpointer
 from lmjax.parallel import processes
@@ -48,7 +48,7 @@ class Trainer:
 
   def __init__(
     self,
-    run: Run,
+    run: build_lib.Run,
     feed: Any,
     tracker: Any,
     checkpoints: Checkpointer,
@@ -85,6 +85,11 @@ class Trainer:
     Raises exits.Ended where training broke down or a checkpoint cannot be written.
     """
     vote = processes.StopVote()
+    size = dict(
+      parameters=build_lib.counts(self.run)['total'],
+      state_bytes=build_lib.state_bytes(self.run)['total'],  # of the optimizer, a parameter
+    )
+    self._track('model', int(state.step), size)
     with progress.Bar(self.config['steps'], int(state.step)) as self.bar, self.watchdog:
       while True:
         try:

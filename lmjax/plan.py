@@ -76,7 +76,9 @@ def show(resolved: dict) -> int:
     f'{size(f.step_causal * tokens * resolved["steps"], "FLOP")}',
     f'memory of one device, {where}': '',
     '  parameters': size(params),
-    '  optimizer state': size(piece_bytes(run, lambda s: s.opt)[0]),
+    '  optimizer state': size(piece_bytes(run, lambda s: s.opt)[0])
+    + ', bytes a parameter: '
+    + ', '.join(f'{k} {v:.4g}' for k, v in build_lib.state_bytes(run).items() if v),
     '  gradients': size(params),
     '  residual stream of one micro-batch, all layers': size(hidden * run.model.depth / sharing),
     '  logits of one micro-batch (float32)': size(

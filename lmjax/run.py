@@ -105,7 +105,8 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
   state = restorer.first(choice)
   start, n = int(state.step), build_lib.counts(run)['total']
   progress.say(
-    f'{n:,} parameters, {c["steps"]:,} steps of {c["batch_tokens"]:,} tokens on '
+    f'{n:,} parameters, {build_lib.state_bytes(run)["total"]:.3g} bytes of optimizer state each, '
+    f'{c["steps"]:,} steps of {c["batch_tokens"]:,} tokens on '
     f'{jax.device_count()} {jax.devices()[0].device_kind} device(s); {feed.describe()}; run '
     f'directory {path.path}'
   )

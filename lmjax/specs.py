@@ -275,6 +275,12 @@ def segments(text: str) -> tuple[Segment, ...]:
   return tuple(out)
 
 
+def names(text: str) -> list[str]:
+  """The parts that a spec of any form names, also within others."""
+  node, hidden = _tree(text)
+  return [hidden.get(n.id, n.id) for n in ast.walk(node) if isinstance(n, ast.Name)]
+
+
 def outside(text: str) -> list[str]:
   """The code that a spec of any form names, also within others: parts `package.module:Object`, and
   modules given as an argument `module`. Imports nothing.

@@ -59,11 +59,8 @@ def accumulate(objective, params, vars, batch, rng, micro: int):
 
   if micro == 1:
     return one(vars, batch, rng)
-  # Every micro-th row makes a slice: so each device takes its part of it from the rows that it
-  # holds.
-  slices = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, micro, *a.shape[1:]), 1, 0), batch)
-  rngs = jax.random.split(rng, micro)
-  first = jax.tree.map(lambda a: a[0], slices)
+  pieces, rngs = slices(batch, micro), jax.random.split(rng, micro)
+  first = jax.tree.map(lambda a: a[0], pieces)
   shapes = jax.eval_shape(one, vars, first, rngs[0])
   sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1], shapes[2]))
   zeros = (*sums, vars, jax.tree.map(jnp.zeros_like, params))
@@ -73,7 +70,66 @@ def accumulate(objective, params, vars, batch, rng, micro: int):
     summed = jax.tree.map(jnp.add, (*carry[:3], carry[4]), (loss, weight, metrics, grads))
     return (*summed[:3], vars, summed[3]), None
 
-  return jax.lax.scan(add, zeros, (slices, rngs))[0]
+  return jax.lax.scan(add, zeros, (pieces, rngs))[0]
+
+
+def slices(batch, n: int):
+  """The batch in n slices, stacked. Every n-th row makes a slice: so each device takes its part of
+  it from the rows that it holds.
+  """
+  return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, n, *a.shape[1:]), 1, 0), batch)
+
+
+def again(loss, batch, micro: int):
+  """What optimizer parts may differentiate: fn(params, rng, one_in=1) -> (sum, weight) of
+  `loss(params, rows, rng)` over one in `one_in` rows of the batch.
+
+  No more rows than a micro-batch has are held at once: behind the first pass a piece is computed
+  again when it is differentiated.
+  """
+
+  def fn(params, rng, one_in: int = 1):
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % one_in:
+      raise ValueError(f'config.optim: one_in={one_in} does not divide the {rows} rows of a batch')
+    part = batch if one_in == 1 else jax.tree.map(lambda a: a[0], slices(batch, one_in))
+    pieces = next(n for n in range(-(-micro // one_in), rows + 1) if rows // one_in % n == 0)
+    if pieces == 1:
+      return total(params, part, rng)
+    body = jax.checkpoint(total)
+    add = lambda sums, xs: (jax.tree.map(jnp.add, sums, body(params, *xs)), None)
+    xs = slices(part, pieces), jax.random.split(rng, pieces)
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), xs)[0]
+
+  def total(params, rows, rng):
+    out = loss(params, rows, rng)
+    return out.sum, out.weight
+
+  return fn
+
+
+def functions(objective, vars, batch, rng, micro: int) -> dict[str, Any]:
+  """obj_fn and sample_fn of a batch, see `kinds.Optim`; None where no labels can be drawn."""
+  real = again(lambda p, rows, rng: objective.loss(p, vars, rows, rng), batch, micro)
+
+  def obj_fn(params, one_in: int = 1):
+    total, weight = real(params, rng, one_in)
+    return total / jnp.maximum(weight, 1.0)
+
+  sampled = lambda p, rows, rng: objective.sample(p, vars, rows, rng)
+  draws = hasattr(objective, 'sample')
+  return dict(obj_fn=obj_fn, sample_fn=again(sampled, batch, micro) if draws else None)
+
+
+def reported(opt) -> dict[str, jax.Array]:
+  """{'optim/<part>/<name>': value} of what optimizer parts keep in fields `metrics`."""
+  has = lambda x: isinstance(getattr(x, 'metrics', None), dict)
+  out = {}
+  for path, node in jax.tree_util.tree_leaves_with_path(opt, is_leaf=has):
+    if has(node):
+      keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+      out |= {'/'.join(['optim', *keys, name]): v for name, v in node.metrics.items()}
+  return out
 
 
 def group_norms(grads, groups) -> dict[str, jax.Array]:
@@ -93,7 +149,8 @@ def make_step(
   lr_factors,
   groups=None,
   micro: int = 1,
-  sample_fn=None,
+  gradient_at=None,
+  retract=None,
   guard=None,
 ):
   """Builds step(state, batch, key) -> (state, metrics).
@@ -104,8 +161,8 @@ def make_step(
     schedule: step -> factor of peak_lr. lr_factors: tree like params, the parameterization's factor
       of each rate.
     groups: tree like params, the name under which a leaf's gradient norm is reported, or None.
-    micro: micro-batches, each a slice of the batch's rows. sample_fn: see `kinds.Optim`. guard: see
-      `kinds.Guard`.
+    micro: micro-batches, each a slice of the batch's rows. gradient_at, retract: see
+      `kinds.Optim`; functions of the whole optimizer's state, or None. guard: see `kinds.Guard`.
 
   Metrics are (sum, weight) pairs; `lr`, norms and counters are scalars with weight 1.
   """
@@ -113,22 +170,27 @@ def make_step(
   def step(state: State, batch, key):
     rng = jax.random.fold_in(key, state.step)
     loss_rng, opt_rng = jax.random.split(rng)
+    lr = peak_lr * schedule(state.step)
+
+    def moved(params, updates):
+      updates = jax.tree.map(lambda u, f: (-lr * f * u).astype(u.dtype), updates, lr_factors)
+      return optax.apply_updates(params, updates), updates
+
+    at = state.params
+    if gradient_at is not None:
+      at, _ = moved(at, gradient_at(state.opt))
     total, weight, metrics, vars, grads = accumulate(
-      objective, state.params, state.vars, batch, loss_rng, micro
+      objective, at, state.vars, batch, loss_rng, micro
     )
     by = 1 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * by.astype(g.dtype), grads)
     loss = total * by
 
-    def obj_fn(params):
-      return objective.loss(params, state.vars, batch, loss_rng).sum * by
-
-    updates, opt = tx.update(
-      grads, state.opt, state.params, value=loss, obj_fn=obj_fn, sample_fn=sample_fn, rng=opt_rng
-    )
-    lr = peak_lr * schedule(state.step)
-    updates = jax.tree.map(lambda u, f: (-lr * f * u).astype(u.dtype), updates, lr_factors)
-    params = optax.apply_updates(state.params, updates)
+    fns = functions(objective, state.vars, batch, loss_rng, micro)
+    updates, opt = tx.update(grads, state.opt, at, value=loss, rng=opt_rng, **fns)
+    params, updates = moved(state.params, updates)
+    if retract is not None:
+      params = retract(opt, params)
 
     grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & (weight > 0)
@@ -146,17 +208,12 @@ def make_step(
       keep(opt, state.opt),
       memory,
     )
+    scalars = dict(lr=lr, grad_norm=grad_norm, update_norm=update_norm, applied=ok)
+    scalars |= dict(skipped=new.skipped, streak=new.streak)
+    scalars |= dict(param_norm=optax.tree.norm(state.params))
+    scalars |= group_norms(grads, groups) | reported(new.opt)
     one = jnp.ones(())
-    scalars = dict(
-      lr=lr,
-      grad_norm=grad_norm,
-      update_norm=update_norm,
-      applied=ok.astype(jnp.float32),
-      skipped=new.skipped.astype(jnp.float32),
-      streak=new.streak.astype(jnp.float32),
-      param_norm=optax.tree.norm(state.params),
-      **group_norms(grads, groups),
-    )
-    return new, dict(loss=(total, weight), **metrics, **{k: (v, one) for k, v in scalars.items()})
+    scalars = {k: (jnp.asarray(v, jnp.float32), one) for k, v in scalars.items()}
+    return new, dict(loss=(total, weight), **metrics, **scalars)
 
   return step

@@ -20,7 +20,7 @@ for flag, value in dict(
 ).items():
   if flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{flag}={value}'.strip()
-for folder in ('contracts', 'reliability'):  # for `_table`, `_runs`
+for folder in ('contracts', 'reliability', 'experiment'):  # for `_table`, `_runs`, `_fake`
   sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import pytest  # noqa: E402

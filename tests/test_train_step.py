@@ -12,9 +12,11 @@ import optax
 import pytest
 
 import _table
+from lmjax import build
 from lmjax import kinds
 from lmjax import registry
 from lmjax import train
+from lmjax.parallel import facts as facts_lib
 
 T = 8
 ROWS = np.array(
@@ -235,30 +237,97 @@ def test_variables_pass_from_one_micro_batch_to_the_next():
   assert float(after(1)['stats']['mean']) == 2.5 and float(after(2)['stats']['mean']) == 4.5
 
 
-def test_the_optimizer_is_given_what_kinds_promises():
+@pytest.mark.parametrize('micro', [1, 2])
+def test_the_optimizer_is_given_what_kinds_promises(micro):
   seen = {}
 
   def update(g, s, params=None, *, value, obj_fn, sample_fn, rng, **extra):
-    seen.update(value=value, again=obj_fn(params), sample=sample_fn, extra=extra)
-    return jax.tree.map(lambda g: g + jax.random.normal(rng), g), {
-      'value': value,
-      'again': seen['again'],
-    }
+    seen.update(extra=extra)
+    sums = {f'rows/{n}': sample_fn(params, rng, one_in=n)[1] for n in (1, 2)}
+    sums |= {'value': value, 'again': obj_fn(params), 'half': obj_fn(params, one_in=2)}
+    return jax.tree.map(lambda g: g + jax.random.normal(rng), g), sums
 
-  zero = {'value': jnp.zeros(()), 'again': jnp.zeros(())}
+  zero = {k: jnp.zeros(()) for k in ('value', 'again', 'half', 'rows/1', 'rows/2')}
   tx = optax.named_chain(('spy', optax.GradientTransformationExtraArgs(lambda p: zero, update)))
   factors = jax.tree.map(lambda _: 1.0, params())
   step = jax.jit(
-    train.make_step(
-      objective(), tx, lambda s: 1.0, peak_lr=0.0, lr_factors=factors, sample_fn=print
-    )
+    train.make_step(objective(), tx, lambda s: 1.0, peak_lr=0.0, lr_factors=factors, micro=micro)
   )
   new, metrics = step(train.init_state({'params': params()}, tx), rows(), KEY)
   loss = float(metrics['loss'][0] / metrics['loss'][1])
-  assert float(new.opt['spy']['value']) == pytest.approx(loss) and float(
-    new.opt['spy']['again']
-  ) == pytest.approx(loss, rel=1e-6)
-  assert seen['sample'] is print and not seen['extra']
+  got = {k: float(v) for k, v in new.opt['spy'].items()}
+  assert got['value'] == pytest.approx(loss) and got['again'] == pytest.approx(loss, rel=1e-6)
+  every_other = jax.tree.map(lambda a: a[::2], rows())
+  half = objective().loss(params(), {}, every_other, KEY)
+  assert got['half'] == pytest.approx(float(half.sum / half.weight), rel=1e-5)
+  assert got['rows/1'] == metrics['loss'][1] and got['rows/2'] == float(half.weight)
+  assert not seen['extra']
+
+
+def test_rows_of_an_estimate_must_divide():
+  tx = optax.named_chain(('h', registry.make('optim', 'sophia_g(one_in=3)')()))
+  factors = jax.tree.map(lambda _: 1.0, params())
+  step = train.make_step(objective(), tx, lambda s: 1.0, peak_lr=0.1, lr_factors=factors)
+  with pytest.raises(ValueError, match='config.optim: one_in=3 does not divide the 4 rows'):
+    jax.eval_shape(step, train.init_state({'params': params()}, tx), rows(), KEY)
+
+
+def test_the_gradient_is_taken_where_the_optimizer_says():
+  ahead = optax.GradientTransformationExtraArgs(
+    lambda p: jax.tree.map(jnp.ones_like, p), lambda g, s, params=None, **_: (g, s)
+  )
+  tx = optax.named_chain(('ahead', ahead))
+  factors = jax.tree.map(lambda _: 0.5, params())
+  how = dict(peak_lr=0.1, lr_factors=factors, gradient_at=lambda opt: opt['ahead'])
+  step = jax.jit(train.make_step(objective(), tx, lambda s: 1.0, **how))
+  new, metrics = step(train.init_state({'params': params()}, tx), rows(), KEY)
+  there = jax.tree.map(lambda p: p - 0.05, params())
+  rng = jax.random.split(jax.random.fold_in(KEY, 0))[0]
+  value, grads = jax.jit(
+    jax.value_and_grad(lambda p: objective().loss(p, {}, rows(), rng).sum / 18)
+  )(there)
+  want = jax.tree.map(lambda p, g: p - 0.05 * g, params(), grads)
+  _table.trees_close(new.params, want, 1e-6)
+  assert float(metrics['loss'][0]) / 18 == pytest.approx(float(value), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  'spec, text',
+  [
+    ('schedule_free() | refactor()', 'refactor moves the parameters behind the step, and schedule'),
+    ('schedule_free() | schedule_free()', 'schedule_free and schedule_free_2 each take the gradi'),
+  ],
+)
+def test_parts_that_move_the_parameters_by_themselves_do_not_mix(spec, text):
+  parts = registry.make_chain('optim', spec, facts={})
+  with pytest.raises(build.ConfigError, match=f'config.optim: {text}'):
+    build.gradient_at(parts), build.retract(parts, {})
+
+
+@pytest.mark.parametrize('inner', ['refactor()', 'adam() | refactor()', 'schedule_free()', 'None'])
+@pytest.mark.parametrize(
+  'holder', ['split(matrix', 'galore(inner', 'eight_bit(inner', 'reset(inner']
+)
+def test_parts_within_parts_leave_the_parameters_to_the_step(holder, inner):
+  with pytest.raises(ValueError, match='leaves the parameters to the step'):
+    registry.make('optim', f'{holder}={inner})', facts={})()
+
+
+def test_metrics_of_optimizer_parts_are_reported():
+  spec = 'clip_value(bound=1e-9) | split(matrix=clip_tensor() | sgd(), rest=clip_tensor(norm=1e9))'
+  batch = jax.eval_shape(rows)
+  boxed = jax.eval_shape(lambda b: objective().init(KEY, b), batch)
+  parts = registry.make_chain('optim', spec, facts=facts_lib.facts(boxed)['params'])
+  tx = optax.named_chain(*((name, part()) for name, part in parts.items()))
+  factors = jax.tree.map(lambda _: 1.0, params())
+  step = train.make_step(objective(), tx, lambda s: 1.0, peak_lr=0.1, lr_factors=factors)
+  _, metrics = jax.jit(step)(train.init_state({'params': params()}, tx), rows(), KEY)
+  got = {k: float(v) for k, (v, _) in metrics.items() if k.startswith('optim/')}
+  assert got.pop('optim/clip_value/clip_rate') > 0.5
+  assert got == {
+    'optim/split/matrix/clip_tensor/clip_rate': 0.0,
+    'optim/split/rest/clip_rate': 0.0,
+  }
 
 
 def test_factors_scale_each_parameters_rate():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from lmjax import kinds
 from lmjax.nn import embedding
+from lmjax.parallel import shard
 
 
 def ctx(segments, positions, train: bool) -> kinds.Ctx:
@@ -60,6 +61,17 @@ def cross_entropy(
 
   rows_B = jnp.sum(jnp.where(w > 0, nll_BT, 0.0) * w, axis=-1)
   return total(loss_BT), dict(nll=rows_B.sum(), accuracy=total(hits_BT)), rows_B
+
+
+def draw(outputs, rng):
+  """A token from the model's own distribution at each place, independent; int32 (B, T), a constant.
+
+  The largest of logit + Gumbel noise, so that no probabilities are kept.
+  """
+  z_BTV = jax.lax.stop_gradient(embedding.logits(outputs))
+  place = dict(out_sharding=jax.typeof(z_BTV).sharding) if shard.is_explicit() else {}
+  noise_BTV = jax.random.gumbel(rng, z_BTV.shape, z_BTV.dtype, **place)
+  return jnp.argmax(z_BTV + noise_BTV, axis=-1).astype(jnp.int32)
 
 
 def finish(loss_sum, sums, rows_B, weights_BT, outputs, vars) -> kinds.Loss:

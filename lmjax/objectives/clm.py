@@ -13,6 +13,9 @@ whatever is added to the objective.
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from lmjax import kinds
 from lmjax.objectives import _common
 from lmjax.registry import register
@@ -49,6 +52,20 @@ class Clm:
       label_smoothing=self.label_smoothing,
     )
     return _common.finish(total, sums, rows_B, w_BT, outputs, vars)
+
+  def sample(self, params, vars, batch, rng) -> kinds.Loss:
+    """The loss on labels drawn from the model itself, for estimates of the Gauss-Newton matrix.
+
+    At each predicted place one independent draw from the model's prediction; the inputs are the
+    real tokens and nothing flows through the draws. The sum is the plain cross-entropy, without
+    z-loss, smoothing and the parts' own losses; its weight is the number of predicted places.
+    """
+    run_rng, label_rng = jax.random.split(rng)
+    outputs, vars = _common.run(self.model, params, vars, *self._inputs(batch), run_rng, True)
+    w_BT = self.weights(batch)
+    labels_BT = _common.draw(outputs, label_rng)
+    total, _, rows_B = _common.cross_entropy(outputs, labels_BT, w_BT)
+    return kinds.Loss(total, jnp.sum(w_BT), {}, vars, (rows_B, jnp.sum(w_BT, axis=-1)))
 
   @staticmethod
   def weights(batch):

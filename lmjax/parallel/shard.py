@@ -21,6 +21,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'kv_heads': ('tensor',),
   'head_dim': (),
   'mlp': ('tensor',),
+  'rank': (),
   'vocab': ('tensor',),
   'position': (),
   'layers': (),

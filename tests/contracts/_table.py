@@ -56,7 +56,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     'squared_relu()',
     'squared_relu(bias=True)',
   ),
-  'linear': ('dense()',),
+  'linear': ('dense()', 'low_rank(rank=4)', 'low_rank(rank=2, alpha=3.0)'),
   'position': (
     'rope()',
     'rope(pairs="interleaved")',
@@ -86,6 +86,9 @@ SPECS: dict[str, tuple[str, ...]] = {
     'untied()',
     'untied(multiple_of=8)',
     'untied(scale=3.0)',
+    'stable()',
+    'stable(multiple_of=8, tied=False)',
+    'stable(norm=rms_norm(), scale=3.0)',
   ),
   'architecture': ('transformer()',),
   'cache': ('full()', 'window()'),

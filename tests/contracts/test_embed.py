@@ -51,7 +51,11 @@ def test_rows_are_looked_up_and_scaled(spec):
   module, _, variables = instance(spec)
   x, unembed, _ = module.apply(variables, tokens(), _table.ctx())
   table, a = np.asarray(variables['params']['table']), _table.arguments('embed', spec)
-  np.testing.assert_allclose(x, a['scale'] * table[np.asarray(tokens())], rtol=1e-6)
+  rows = table[np.asarray(tokens())]
+  if 'norm' in a:  # looked up first
+    norm = {'params': variables['params']['norm']}
+    rows = a['norm'](parent=None).apply(norm, jnp.asarray(rows), _table.ctx())
+  np.testing.assert_allclose(x, a['scale'] * rows, rtol=1e-5, atol=1e-6)
   assert np.array_equal(unembed, table) == registry.make('embed', spec).fact('tied')
   rows = -(-V // a['multiple_of']) * a['multiple_of']
   assert unembed.shape == (rows, 8)
@@ -160,7 +164,9 @@ def test_logits_are_never_built_where_only_hidden_states_are_used(spec):
   assert not built(lambda out: jnp.sum(out.hidden_BTD))
 
 
-@pytest.mark.parametrize('spec', ['tied(multiple_of=0)', 'untied(multiple_of=-8)'])
+@pytest.mark.parametrize(
+  'spec', ['tied(multiple_of=0)', 'untied(multiple_of=-8)', 'stable(multiple_of=0)']
+)
 def test_refusals(spec):
   with pytest.raises(ValueError, match='multiple_of'):
     registry.make('embed', spec)

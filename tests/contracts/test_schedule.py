@@ -36,6 +36,11 @@ def cosine(w, end, steps=STEPS):
   return decaying(lambda u: (1 + math.cos(math.pi * u)) / 2, w, w, end, steps)
 
 
+def rewarm(start, w, end, steps=STEPS):
+  after = cosine(0, end, steps - w)
+  return lambda s: start + (1 - start) * warm(s, w) if s < w else after(s - w)
+
+
 def linear(w, end, steps=STEPS):
   return decaying(lambda u: 1 - u, w, w, end, steps)
 
@@ -46,13 +51,16 @@ def noam(w, flat=False):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """factor: the equation. warmup: its steps. peak_until: last step at 1. end: factor at `steps`."""
+  """factor: the equation. warmup: its steps. peak_until: last step at 1. end: factor at `steps`.
+  start: where the line of the warm-up is at update -1.
+  """
 
   factor: typing.Callable
   warmup: int
   peak_until: int
   end: float
   extendable: bool = False
+  start: float = 0.0
 
 
 ROWS = {
@@ -71,6 +79,20 @@ ROWS = {
       'cosine(warmup=1e999)': 'warmup',
       'cosine(end=1.1)': 'end',
       'cosine(end=-0.1)': 'end',
+    },
+  ),
+  'rewarm': (
+    {
+      'rewarm()': Case(rewarm(0.1, 1, 0.1), 1, 1, 0.1, start=0.1),
+      'rewarm(start=0.05, warmup=7, end=0.0)': Case(rewarm(0.05, 7, 0), 7, 7, 0.0, start=0.05),
+      'rewarm(start=0.0, warmup=0.29)': Case(cosine(29, 0.1), 29, 29, 0.1),
+      'rewarm(start=0.5, warmup=0)': Case(cosine(0, 0.1), 0, 0, 0.1, start=0.5),
+    },
+    {
+      'rewarm(start=1.5)': 'start',
+      'rewarm(start=-0.1)': 'start',
+      'rewarm(warmup=100)': 'warmup',
+      'rewarm(end=1.1)': 'end',
     },
   ),
   'linear': (
@@ -165,7 +187,8 @@ def test_equals_its_equation_traced_and_in_python_with_one_compilation(spec, cas
 def test_boundaries_are_exact(spec, case):
   f = jax.jit(make(spec))
   at = lambda s: f(jnp.int32(s))
-  assert at(0) == (np.float32(1 / case.warmup) if case.warmup else 1)
+  first = case.start + (1 - case.start) / case.warmup if case.warmup else 1
+  np.testing.assert_allclose(at(0), np.float32(first), rtol=1e-6 if case.start else 0)
   assert all(at(s) == 1 for s in range(max(0, case.warmup - 1), case.peak_until + 1))
   assert at(STEPS) == np.float32(case.end)
   if case.end < 1 and case.peak_until < STEPS - 1:
@@ -190,7 +213,8 @@ def test_finite_within_0_and_1_and_monotone_on_both_sides(spec, case):
   assert np.all(np.diff(y[: case.warmup]) > 0)
   assert np.all(np.diff(y[case.warmup :]) <= 1e-7)
   if case.warmup > 2:  # a straight line
-    np.testing.assert_allclose(np.diff(y[: case.warmup]), 1 / case.warmup, rtol=1e-4)
+    rise = (1 - case.start) / case.warmup
+    np.testing.assert_allclose(np.diff(y[: case.warmup]), rise, rtol=1e-4)
 
 
 @each
@@ -210,8 +234,22 @@ def test_any_length_of_run_starts_above_0_and_ends_at_its_end(name, steps, warmu
   w = int(warmup * steps + 1e-6)
   first, peak, last, end = f(np.array([0, w, steps - 1, steps]))
   assert 0 < first <= 1 and peak == 1 and end <= last
-  ends = dict(cosine=0.1, linear=0, wsd=0, constant=1, inverse_sqrt=math.sqrt(max(1, w) / steps))
+  ends = dict(
+    cosine=0.1, rewarm=0.1, linear=0, wsd=0, constant=1, inverse_sqrt=math.sqrt(max(1, w) / steps)
+  )
   np.testing.assert_allclose(end, ends[name], rtol=1e-6)
+
+
+def test_rewarming_goes_on_where_the_old_run_ended():
+  """The line of the warm-up meets the old rate at the old run's last update."""
+  old, new = make('cosine(warmup=10, end=0.1)'), make('rewarm(start=0.05, warmup=20)', 200)
+  assert new(-1) == np.float32(0.05)
+  gap = 2 * new(0) - old(STEPS - 1)  # the new peak is twice the old
+  assert 0 < gap < 2 * 0.95 / 20 + 1e-3
+  s = np.arange(300)
+  np.testing.assert_array_equal(new(s)[20:], make('cosine(warmup=20)', 200)(s)[20:])
+  again = make('rewarm(start=0.0, warmup=20)', 200)(s)
+  np.testing.assert_array_equal(again, make('cosine(warmup=20)', 200)(s))
 
 
 @pytest.mark.parametrize('spec, argument', BAD, ids=[s for s, _ in BAD])

@@ -1,0 +1,106 @@
+"""python -m lmjax.experiment run|report|list|index
+
+run experiments/x --scale=cpu   tunes, runs and records what is missing; the same command goes on
+report experiments/x            results.md and figures, from results.json
+list                            every experiment with its verdicts
+index                           the README's index of methods
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from lmjax import exits
+from lmjax.experiment import declare
+from lmjax.experiment import engines
+from lmjax.experiment import results as results_lib
+from lmjax.experiment import runner
+from lmjax.experiment import tables
+
+
+def parser() -> argparse.ArgumentParser:
+  p = argparse.ArgumentParser(
+    prog='python -m lmjax.experiment',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  sub = p.add_subparsers(dest='command', required=True)
+  run = sub.add_parser('run', help='runs what is missing of an experiment')
+  run.add_argument('folder')
+  run.add_argument('--scale', default='cpu')
+  run.add_argument('--runs', default='runs/experiments', help='where run directories are made')
+  run.add_argument('--engine', default='local', help=', '.join(engines.NAMES))
+  run.add_argument('--jobs', type=int, default=0, help='trials at a time; 0: as cores allow')
+  run.add_argument('--dry_run', action='store_true', help='says what would run, and what it costs')
+  run.add_argument(
+    '--option',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE',
+    help='of the engine, as in --option=address=auto',
+  )
+  report = sub.add_parser('report', help='writes results.md and figures')
+  report.add_argument('folder')
+  for name, text in (('list', 'experiments and verdicts'), ('index', "the README's index")):
+    one = sub.add_parser(name, help=text)
+    one.add_argument('--root', default='experiments')
+    if name == 'index':
+      one.add_argument('--readme', default='README.md')
+  return p
+
+
+def report(folder: str) -> None:
+  """Writes results.md and a figure for each scale that has results."""
+  results = results_lib.read(folder)
+  if not results['scales']:
+    raise declare.ExperimentError(
+      f'{folder}: no {results_lib.FILE} yet; python -m lmjax.experiment run {folder}'
+    )
+  path = pathlib.Path(folder) / 'results.md'
+  path.write_text(tables.page(folder), encoding='utf-8')
+  print(path)
+  from lmjax.experiment import figure
+
+  for scale in declare.load(folder).scales:
+    if scale in results['scales']:
+      print(figure.write(folder, scale))
+
+
+def show(root: str) -> None:
+  print(tables.index(root))
+  for folder in tables.folders(root):
+    if not results_lib.read(folder)['scales']:
+      print(f'{folder}: not run yet')
+
+
+def main(argv: list[str] | None = None) -> int:
+  flags = parser().parse_args(argv)
+  try:
+    if flags.command == 'list':
+      show(flags.root)
+    elif flags.command == 'index':
+      readme = pathlib.Path(flags.readme)
+      text = tables.with_index(readme.read_text('utf-8'), tables.index(flags.root))
+      readme.write_text(text, encoding='utf-8')
+    elif flags.command == 'report':
+      report(flags.folder)
+    else:
+      options = dict(o.partition('=')[::2] for o in flags.option)
+      engine = engines.make(flags.engine, flags.jobs, options)
+      say = lambda text: print(text, flush=True)
+      status = runner.run(flags.folder, flags.scale, flags.runs, engine, say, dry=flags.dry_run)
+      if not flags.dry_run and results_lib.read(flags.folder)['scales']:
+        report(flags.folder)
+      return status
+  except (ValueError, OSError) as e:
+    if os.environ.get('LMJAX_TRACEBACK'):
+      raise
+    print(f'lmjax: {e}', file=sys.stderr)
+    return exits.USER
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,174 @@
+"""One trial as a process of `lmjax.main`, with what it cost. Engines call this, wherever they run.
+
+Preemption is normal: a run that ends with status 75, or that a signal killed, is started again in
+the same workdir and goes on from its checkpoint. A run that broke down (65) has diverged, which is
+a result. Everything else is a failure, told by the run's own last words.
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Sequence
+
+from lmjax import exits
+from lmjax import tracking
+from lmjax.experiment import measures
+from lmjax.experiment.trials import Trial
+
+OUTCOME = 'outcome.json'
+ATTEMPTS = 5  # in a row without a step made
+DONE, DIVERGED, FAILED, STOPPED = 'done', 'diverged', 'failed', 'stopped'
+
+
+class Stopping:
+  """Told once that everything is to end: running trials get SIGTERM, save, and go on later."""
+
+  def __init__(self):
+    self._lock, self._running, self.told = threading.Lock(), set(), False
+
+  def add(self, process: subprocess.Popen) -> None:
+    with self._lock:
+      self._running.add(process)
+      if self.told:
+        process.terminate()
+
+  def remove(self, process: subprocess.Popen) -> None:
+    with self._lock:
+      self._running.discard(process)
+
+  def stop(self) -> None:
+    with self._lock:
+      self.told = True
+      for process in self._running:
+        process.terminate()
+
+
+def folder(runs: Any, trial: Trial) -> pathlib.Path:
+  """Holds the run directory `run`, `log.txt` and `outcome.json`."""
+  return pathlib.Path(runs) / f'{pathlib.Path(trial.base).stem}-{trial.identity}-{trial.code[:8]}'
+
+
+def execute(
+  trial: Trial,
+  runs: Any,
+  measure: Callable,
+  cpus: Sequence[int] | None = None,
+  stopping: Stopping | None = None,
+) -> dict[str, Any]:
+  """Runs a trial to its end and returns its record; one that ended before is read, not run.
+
+  Args:
+    runs: where run directories are made. measure: lines of metrics -> the number that is compared.
+    cpus: the cores it may use, or None for all.
+  """
+  stopping = stopping or Stopping()
+  path = folder(runs, trial)
+  found = read(path)
+  if found is not None and found['status'] in (DONE, DIVERGED):
+    return found | dict(value=_value(measure, path))
+  path.mkdir(parents=True, exist_ok=True)
+  cost = dict(seconds=0.0, cpu_seconds=0.0, memory=0, attempts=0)
+  if found is not None:
+    cost |= {k: found[k] for k in cost}
+  idle, status = 0, exits.RETRY
+  while idle < ATTEMPTS and not stopping.told and (status == exits.RETRY or status < 0):
+    before = last_step(path)
+    status = _attempt(trial, path, cpus, stopping, cost)
+    idle = idle + 1 if last_step(path) == before else 0
+  record = _record(path, status, cost, stopping)
+  _write(path / OUTCOME, record)
+  return record | dict(value=_value(measure, path))
+
+
+def _value(measure: Callable, path: pathlib.Path) -> float | None:
+  value = measure(tracking.read_metrics(path / 'run'))
+  return value if math.isfinite(value) else None
+
+
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+  """The record of a workdir, or None."""
+  try:
+    return json.loads((path / OUTCOME).read_text('utf-8'))
+  except (OSError, ValueError):
+    return None
+
+
+def last_step(path: pathlib.Path) -> int:
+  """The newest step in a run's metrics, those that a later resume repeats included."""
+  lines = tracking.read_metrics(path / 'run')
+  return max((x['step'] for x in lines), default=0)
+
+
+def _attempt(trial: Trial, path, cpus, stopping: Stopping, cost) -> int:
+  """Starts the run once and waits for it; returns its status, -N where signal N ended it."""
+  env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+  command = [sys.executable, '-m', 'lmjax.main', *trial.words(path / 'run')]
+  if cpus is not None and hasattr(os, 'sched_setaffinity'):
+    # Of the process itself: code between fork and exec deadlocks where threads run.
+    pin = (
+      f'import os, sys; os.sched_setaffinity(0, {list(cpus)}); os.execv(sys.argv[1], sys.argv[1:])'
+    )
+    command = [sys.executable, '-c', pin, *command]
+  begun = time.monotonic()
+  with open(path / 'log.txt', 'ab') as log:
+    process = subprocess.Popen(
+      command,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      env=env,
+    )
+    stopping.add(process)
+    try:
+      _, waited, usage = os.wait4(process.pid, 0)
+      process.returncode = os.waitstatus_to_exitcode(waited)
+    finally:
+      stopping.remove(process)
+  cost['seconds'] += time.monotonic() - begun
+  cost['cpu_seconds'] += usage.ru_utime + usage.ru_stime
+  scale = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss
+  cost['memory'] = max(cost['memory'], usage.ru_maxrss * scale)
+  cost['attempts'] += 1
+  return process.returncode
+
+
+def _record(path: pathlib.Path, status: int, cost, stopping: Stopping) -> dict[str, Any]:
+  found = measures.summary(tracking.read_metrics(path / 'run'))
+  text = ''
+  if status == 0 and found['loss'] is not None:
+    state = DONE
+  elif status in (0, exits.BROKEN):
+    state, text = DIVERGED, _last_words(path) if status else 'its last loss is not finite'
+  elif stopping.told:
+    state = STOPPED
+  else:
+    state, text = FAILED, f'status {status}: {_last_words(path)}'
+  versions = (_json(path / 'run' / 'versions.json') or [{}])[-1]
+  versions = {k: v for k, v in versions.items() if k not in ('time', 'host', 'platform')}
+  return dict(status=state, message=text, **found, **cost, versions=versions)
+
+
+def _last_words(path: pathlib.Path) -> str:
+  try:
+    lines = (path / 'log.txt').read_text('utf-8', 'replace').split('\n')
+  except OSError:
+    return ''
+  return next((x.strip() for x in reversed(lines) if x.strip()), '')[:500]
+
+
+def _json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError):
+    return None
+
+
+def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(json.dumps(record), encoding='utf-8')
+  partial.replace(path)

@@ -1,0 +1,55 @@
+"""Trials on this machine, several at a time, each on cores of its own."""
+
+import concurrent.futures
+import os
+import queue
+from typing import Any, Callable, Iterator, Sequence
+
+from lmjax.experiment import execute
+from lmjax.experiment.trials import Trial
+
+
+def cores() -> list[int]:
+  """The cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+class Local:
+  """An engine, see `engines`. jobs: trials at a time; by default as many as have their cores."""
+
+  def __init__(self, jobs: int = 0):
+    self.jobs = jobs
+    self.stopping = execute.Stopping()
+
+  def run(
+    self, trials: Sequence[Trial], runs: Any, measure: Callable
+  ) -> Iterator[tuple[Trial, dict]]:
+    if not trials:
+      return
+    have, each = cores(), max(1, trials[0].cores)
+    jobs = self.jobs or max(1, len(have) // each)
+    places: queue.SimpleQueue = queue.SimpleQueue()
+    for i in range(jobs):
+      mine = have[i * each : (i + 1) * each]
+      places.put(mine if len(mine) == each and jobs * each <= len(have) else None)
+
+    def one(trial: Trial):
+      place = places.get()
+      try:
+        return execute.execute(trial, runs, measure, place, self.stopping)
+      finally:
+        places.put(place)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+      found = {pool.submit(one, t): t for t in trials}
+      try:
+        for future in concurrent.futures.as_completed(found):
+          yield found[future], future.result()
+      finally:
+        for future in found:
+          future.cancel()
+
+  def stop(self) -> None:
+    self.stopping.stop()

@@ -1,0 +1,153 @@
+"""run: tunes every arm, then runs the seeds of its best point, and keeps what each trial gave.
+
+What `results.json` has of a trial, with its identity and code unchanged, is not run again, on this
+machine or another. It is written after every trial, so that a killed runner loses none.
+"""
+
+import functools
+import pathlib
+import signal
+from typing import Any, Sequence
+
+from lmjax import flops as flops_lib
+from lmjax.experiment import declare
+from lmjax.experiment import execute
+from lmjax.experiment import results as results_lib
+from lmjax.experiment import summary
+from lmjax.experiment import trials as trials_lib
+from lmjax.experiment.trials import Trial
+
+FLOPS_A_CORE = 4e10  # of small matrices on one CPU core, where nothing was measured yet
+START = 12.0  # core-seconds of imports and compilation, likewise
+
+
+def seeds(e: declare.Experiment, scale: str, known: dict) -> list[Trial]:
+  """The trials on the reported seeds, of the arms and budgets whose tuning is finished."""
+  out = []
+  for arm in e.arms:
+    for steps in e.budgets(arm, scale):
+      best = summary.cell(e, scale, arm, steps, known).best
+      if best is not None:
+        out += [trials_lib.trial(e, scale, arm, best, seed, steps) for seed in e.seeds]
+  return out
+
+
+def unfinished(trials: Sequence[Trial], known: dict) -> list[Trial]:
+  """Trials without a result, one of each identity."""
+  out = {}
+  for t in trials:
+    r = known.get((t.identity, t.code))
+    if r is None or r['status'] not in results_lib.ENDED:
+      out.setdefault((t.identity, t.code), t)
+  return list(out.values())
+
+
+def core_hours(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, float]:
+  """(trials in all, trials to run, core-hours of these): by what trials of the same arm took, else
+  by FLOPs.
+  """
+  tune = trials_lib.tuning(e, scale)
+  todo, total = unfinished(tune, known), 0.0
+  for t in todo:
+    total += _seconds(e, t, known)
+  n, left = len(tune), len(todo)
+  for arm in e.arms:
+    for steps in e.budgets(arm, scale):
+      best = summary.cell(e, scale, arm, steps, known).best
+      again = [
+        trials_lib.trial(e, scale, arm, best or arm.points()[0], seed, steps) for seed in e.seeds
+      ]
+      n += len(again)
+      more = unfinished(again, known)
+      left += len(more)
+      total += sum(_seconds(e, t, known) for t in more)
+  return n, left, total / 3600
+
+
+def _seconds(e: declare.Experiment, t: Trial, known: dict) -> float:
+  same = [r for r in known.values() if r['status'] == execute.DONE and r['arm'] == t.arm]
+  if same:
+    r = min(same, key=lambda r: abs(r['steps'] - t.steps))
+    return START + max(0.0, r['cpu_seconds'] - START) * t.steps / r['steps']
+  resolved = trials_lib.resolve(t.base, t.changes)
+  tokens = resolved['batch_tokens'] * resolved['steps']
+  return START + _flops(t.base, t.changes) * tokens / FLOPS_A_CORE
+
+
+def _flops(base: str, changes) -> float:
+  """FLOPs a token of a step, which the optimizer does not change: built once for all arms."""
+  model = tuple((k, v) for k, v in changes if k.startswith(('model', 'data.', 'objective')))
+  return _built(base, model)
+
+
+@functools.cache
+def _built(base: str, changes) -> float:
+  from lmjax import build
+
+  return flops_lib.per_token(build.build(trials_lib.resolve(base, changes))).step_full
+
+
+def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = False) -> int:
+  """Runs what is missing; the exit status is 0, 1 where trials failed, 75 where it was stopped."""
+  e = declare.load(folder)
+  s = declare.scale_of(e, scale)
+  results = results_lib.read(folder)
+  known = results_lib.known(results, scale)
+  n, left, hours = core_hours(e, scale, known)
+  points = len(e.baseline.points())
+  say(
+    f'{folder}, scale {scale}: {len(e.arms)} arms, each tuned over {points} points at each budget '
+    f'({", ".join(map(str, s.budgets))} steps) on seed {e.tuning_seed}, then seeds '
+    f'{", ".join(map(str, e.seeds))}'
+  )
+  say(f'{n} trials, {left} to run, about {hours:.2f} core-hours (declared: {s.core_hours:g})')
+  if hours > s.core_hours:
+    raise declare.ExperimentError(
+      f'{folder}: about {hours:.2f} core-hours are more than scales[{scale!r}].core_hours='
+      f'{s.core_hours:g}; raise it, or take smaller budgets, grids or models'
+    )
+  if dry:
+    return 0
+  pathlib.Path(runs).mkdir(parents=True, exist_ok=True)
+  told = _listen(engine, say)
+  failed = 0
+  for stage in ('tuning', 'seeds'):
+    known = results_lib.known(results, scale)
+    made = trials_lib.tuning(e, scale) if stage == 'tuning' else seeds(e, scale, known)
+    todo = unfinished(made, known)
+    twins: dict[tuple[str, str], list[Trial]] = {}
+    for t in made:
+      twins.setdefault((t.identity, t.code), []).append(t)
+    for i, (t, outcome) in enumerate(engine.run(todo, runs, e.measure), 1):
+      # One run serves every arm that asks for the same one.
+      new = [results_lib.record(x, outcome) for x in twins[t.identity, t.code]]
+      results_lib.merge(results, scale, new)
+      results_lib.write(folder, results)
+      failed += outcome['status'] not in results_lib.ENDED and not told
+      say(f'{stage} {i}/{len(todo)}: {t.name}: {told_of(outcome)}')
+    if told:
+      say('stopped; the same command goes on from here')
+      return 75
+  return 1 if failed else 0
+
+
+def told_of(outcome: dict[str, Any]) -> str:
+  """A record in a line."""
+  value = '' if outcome.get('value') is None else f' {outcome["value"]:.4f}'
+  return f'{outcome["status"]}{value} {outcome["message"]}'.rstrip()
+
+
+def _listen(engine, say) -> list[int]:
+  """SIGINT and SIGTERM end the trials, which save; returns a list that then is not empty."""
+  told: list[int] = []
+
+  def stop(number, frame):
+    if told:
+      raise KeyboardInterrupt
+    told.append(number)
+    say('stopping: running trials save and end')
+    engine.stop()
+
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+  return told

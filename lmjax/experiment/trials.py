@@ -1,0 +1,120 @@
+"""Arms x points x seeds x budgets -> trials, each a config of `lmjax.main`."""
+
+import copy
+import dataclasses
+import fnmatch
+import functools
+import hashlib
+import json
+from typing import Any, Iterable
+
+from lmjax import config as config_lib
+from lmjax.experiment import code
+from lmjax.experiment import declare
+
+# What changes neither the losses nor what is measured of them.
+OUTSIDE = (
+  *(k for k in config_lib.OUTSIDE_FINGERPRINT if k not in ('eval.*', 'data.valid', 'log_every')),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One run. `identity` is the fingerprint of all that its result depends on in its config; `code`
+  that of the parts it uses. Trials of one identity and code have one result, in whatever experiment
+  they stand.
+  """
+
+  arm: str
+  point: dict[str, Any]
+  seed: int
+  steps: int
+  base: str
+  changes: tuple[tuple[str, Any], ...]
+  identity: str
+  code: str
+  cores: int = 1
+  gpus: int = 0
+
+  @property
+  def name(self) -> str:
+    point = ' '.join(f'{k}={v!r}' for k, v in self.point.items())
+    return f'{self.arm}, {self.steps} steps, seed {self.seed}' + (f', {point}' if point else '')
+
+  def words(self, workdir: Any) -> list[str]:
+    """Arguments of `python -m lmjax.main`."""
+    settings = [f'--config.{k}={text(v)}' for k, v in self.changes]
+    return [f'--config={self.base}', f'--workdir={workdir}', *settings]
+
+
+def text(value: Any) -> str:
+  return value if isinstance(value, str) else json.dumps(value)
+
+
+def resolve(base: str, changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """The resolved config; a copy, since configs are read often and made slowly."""
+  return copy.deepcopy(_resolved(base, tuple((k, text(v)) for k, v in changes)))
+
+
+def resolve_arm(e: declare.Experiment, arm: declare.Arm, changes: dict) -> dict[str, Any]:
+  try:
+    return resolve(e.base, changes.items())
+  except ValueError as error:
+    raise declare.ExperimentError(f'arm {arm.name}: {error}') from None
+
+
+@functools.lru_cache(maxsize=10_000)
+def _resolved(base: str, words: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+  return config_lib.resolve(config_lib.load(base, list(words)))
+
+
+def identity(resolved: dict) -> str:
+  """16 hex digits over all of a config that its result depends on."""
+  kept = {
+    k: v
+    for k, v in config_lib.flat(resolved).items()
+    if not any(fnmatch.fnmatchcase(k, p) for p in OUTSIDE)
+  }
+  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trial(
+  e: declare.Experiment, scale: str, arm: declare.Arm, point, seed: int, steps: int
+) -> Trial:
+  """One trial, its config resolved and checked against the baseline's fields."""
+  s = e.scales[scale]
+  changes = {**e.changes, **s.changes, **arm.changes, **point, 'seed': seed, 'steps': steps}
+  resolved = resolve_arm(e, arm, changes)
+  declare.check_decay(arm, resolved)
+  return Trial(
+    arm.name,
+    dict(point),
+    seed,
+    steps,
+    e.base,
+    tuple(changes.items()),
+    identity(resolved),
+    code.fingerprint(resolved),
+    s.cores,
+    s.gpus,
+  )
+
+
+def tuning(e: declare.Experiment, scale: str) -> list[Trial]:
+  """Every point of every arm at every budget, on the tuning seed. Raises ExperimentError where an
+  arm leaves its fields.
+  """
+  s = e.scales[scale]
+  at = dict(seed=e.tuning_seed, steps=s.budgets[0])
+  first = {**e.changes, **s.changes, **e.baseline.changes, **e.baseline.points()[0], **at}
+  baseline = resolve_arm(e, e.baseline, first)
+  for arm in e.arms:
+    for point in arm.points():
+      changes = {**e.changes, **s.changes, **arm.changes, **point, **at}
+      declare.check_fields(e, arm, resolve_arm(e, arm, changes), baseline)
+  return [
+    trial(e, scale, arm, point, e.tuning_seed, steps)
+    for arm in e.arms
+    for steps in e.budgets(arm, scale)
+    for point in arm.points()
+  ]
