@@ -76,5 +76,5 @@ def get_experiment():
       ),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(400, 800), baseline_budgets=(200, 1600), core_hours=4)},
+    scales={'cpu': Scale(budgets=(400, 800), baseline_budgets=(200, 1600), hours=4)},
   )

@@ -49,7 +49,7 @@ def get_experiment():
       arm('stable_spam', 'stable_spam()', Better()),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(600,), core_hours=1)},
+    scales={'cpu': Scale(budgets=(600,), hours=1)},
     measure=measures.excess_loss(SPIKES, over=40),
     notes='The compared number is the cost of a spike in nats a token, not the final loss.',
   )

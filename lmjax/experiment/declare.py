@@ -50,14 +50,14 @@ class Scale:
   """Where and how large. budgets: steps. baseline_budgets: more of them, for the baseline alone:
   its curve, on which steps-equivalents are read.
 
-  core_hours: the most that the whole may take; an estimate above it is refused. cores, gpus: of one
-    trial.
+  hours: core-hours, or accelerator-hours where gpus are asked for, that the whole may take; an
+    estimate above it is refused. cores, gpus: of one trial.
   """
 
   budgets: Sequence[int]
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   baseline_budgets: Sequence[int] = ()
-  core_hours: float = 8.0
+  hours: float = 8.0
   cores: int = 1
   gpus: int = 0
 

@@ -71,6 +71,8 @@ def execute(
   found = read(path)
   if found is not None and found['status'] in (DONE, DIVERGED):
     return found | dict(value=_value(measure, path))
+  if stopping.told:
+    return dict(status=STOPPED, message='not begun', value=None)
   path.mkdir(parents=True, exist_ok=True)
   cost = dict(seconds=0.0, cpu_seconds=0.0, memory=0, attempts=0)
   if found is not None:

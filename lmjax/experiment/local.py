@@ -29,11 +29,12 @@ class Local:
     if not trials:
       return
     have, each = cores(), max(1, trials[0].cores)
-    jobs = self.jobs or max(1, len(have) // each)
+    # Accelerators are not divided here: one trial at a time unless told; Ray gives each its own.
+    jobs = self.jobs or (1 if trials[0].gpus else max(1, len(have) // each))
     places: queue.SimpleQueue = queue.SimpleQueue()
     for i in range(jobs):
       mine = have[i * each : (i + 1) * each]
-      places.put(mine if len(mine) == each and jobs * each <= len(have) else None)
+      places.put(mine if jobs * each <= len(have) and not trials[0].gpus else None)
 
     def one(trial: Trial):
       place = places.get()

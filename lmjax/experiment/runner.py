@@ -5,6 +5,7 @@ machine or another. It is written after every trial, so that a killed runner los
 """
 
 import functools
+import math
 import pathlib
 import signal
 from typing import Any, Sequence
@@ -42,9 +43,9 @@ def unfinished(trials: Sequence[Trial], known: dict) -> list[Trial]:
   return list(out.values())
 
 
-def core_hours(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, float]:
-  """(trials in all, trials to run, core-hours of these): by what trials of the same arm took, else
-  by FLOPs.
+def estimate(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, float]:
+  """(trials in all, trials to run, core-hours of these, accelerator-hours where trials ask for
+  some): by what trials of the same arm took, else by FLOPs; NaN for accelerators never timed.
   """
   tune = trials_lib.tuning(e, scale)
   todo, total = unfinished(tune, known), 0.0
@@ -68,10 +69,17 @@ def _seconds(e: declare.Experiment, t: Trial, known: dict) -> float:
   same = [r for r in known.values() if r['status'] == execute.DONE and r['arm'] == t.arm]
   if same:
     r = min(same, key=lambda r: abs(r['steps'] - t.steps))
-    return START + max(0.0, r['cpu_seconds'] - START) * t.steps / r['steps']
+    return START + max(0.0, spent(r, t.gpus) - START) * t.steps / r['steps']
+  if t.gpus:
+    return math.nan
   resolved = trials_lib.resolve(t.base, t.changes)
   tokens = resolved['batch_tokens'] * resolved['steps']
   return START + _flops(t.base, t.changes) * tokens / FLOPS_A_CORE
+
+
+def spent(r: dict[str, Any], gpus: int) -> float:
+  """Core-seconds of a record, or seconds of its accelerators."""
+  return r['seconds'] * gpus if gpus else r['cpu_seconds']
 
 
 def _flops(base: str, changes) -> float:
@@ -93,18 +101,21 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
   s = declare.scale_of(e, scale)
   results = results_lib.read(folder)
   known = results_lib.known(results, scale)
-  n, left, hours = core_hours(e, scale, known)
+  n, left, hours = estimate(e, scale, known)
   points = len(e.baseline.points())
   say(
     f'{folder}, scale {scale}: {len(e.arms)} arms, each tuned over {points} points at each budget '
     f'({", ".join(map(str, s.budgets))} steps) on seed {e.tuning_seed}, then seeds '
     f'{", ".join(map(str, e.seeds))}'
   )
-  say(f'{n} trials, {left} to run, about {hours:.2f} core-hours (declared: {s.core_hours:g})')
-  if hours > s.core_hours:
+  past = sum(spent(r, s.gpus) for r in known.values() if r['status'] in results_lib.ENDED) / 3600
+  unit = 'accelerator-hours' if s.gpus else 'core-hours'
+  text = 'not known before some ran' if math.isnan(hours) else f'about {hours:.2f}'
+  say(f'{n} trials, {left} to run; {unit}: {text}, beside {past:.2f} spent (declared: {s.hours:g})')
+  if hours + past > s.hours:
     raise declare.ExperimentError(
-      f'{folder}: about {hours:.2f} core-hours are more than scales[{scale!r}].core_hours='
-      f'{s.core_hours:g}; raise it, or take smaller budgets, grids or models'
+      f'{folder}: about {hours + past:.2f} {unit} in all are more than scales[{scale!r}].hours='
+      f'{s.hours:g}; raise it, or take smaller budgets, grids or models'
     )
   if dry:
     return 0
@@ -119,11 +130,13 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
     for t in made:
       twins.setdefault((t.identity, t.code), []).append(t)
     for i, (t, outcome) in enumerate(engine.run(todo, runs, e.measure), 1):
+      if outcome['status'] == execute.STOPPED:
+        continue  # it goes on later
       # One run serves every arm that asks for the same one.
       new = [results_lib.record(x, outcome) for x in twins[t.identity, t.code]]
       results_lib.merge(results, scale, new)
       results_lib.write(folder, results)
-      failed += outcome['status'] not in results_lib.ENDED and not told
+      failed += outcome['status'] not in results_lib.ENDED
       say(f'{stage} {i}/{len(todo)}: {t.name}: {told_of(outcome)}')
     if told:
       say('stopped; the same command goes on from here')

@@ -9,15 +9,15 @@ momentum. StableAdamW (Wortsman et al., 2023, arXiv:2304.13013) is another rule:
 RMS of g / sqrt(v), which is free of momentum, and shortens the decay as well.
 
 Layers and experts stacked in one array are clipped one by one: a stack is no tensor, and the same
-model unrolled must train alike. No state. An update whose square leaves float32 becomes 0 here; the
-step has refused its gradient by then.
+model unrolled must train alike. No state but the metric `clip_rate`, the share of tensors that were
+shortened. An update whose square leaves float32 becomes 0 here; the step has refused its gradient
+by then.
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.optim import _base
+from lmjax.optim import _base, _tensors
 from lmjax.registry import register
 
 
@@ -26,15 +26,10 @@ def clip_update(rms: float = 1.0, *, facts) -> optax.GradientTransformationExtra
   """Clips the RMS of each layer's tensor, as `facts` stack them; ValueError for rms not above 0."""
   _base.positive('clip_update.rms', rms)
 
-  def clip(u, fact):
-    _, ins, outs = fact.axes()
-    size = jnp.sqrt(jnp.mean(jnp.square(u), axis=tuple(ins + outs), keepdims=True))
-    return u / jnp.maximum(1.0, size / rms)
+  def clip(updates):
+    sizes = _tensors.each(_tensors.rms, facts, updates)
+    rate = _tensors.share(_tensors.each(lambda _, size: size > rms, facts, sizes))
+    shorten = lambda _, u, size: u / jnp.maximum(1.0, size / rms)
+    return _tensors.each(shorten, facts, updates, sizes), dict(clip_rate=rate)
 
-  def update(updates, params=None):
-    def one(fact, part):  # a leaf, or what masks one out, which has no leaves and passes
-      return jax.tree.map(lambda u: clip(u, fact), part)
-
-    return jax.tree.map(one, facts, updates)
-
-  return _base.in_float32(optax.stateless(update))
+  return _base.in_float32(_tensors.measured(clip, 'clip_rate'))

@@ -50,7 +50,7 @@ class Vocabulary:
 
 def load(path: str) -> Vocabulary:
   """Reads and checks. Raises ValueError (or Unsupported) naming the file."""
-  where = pathlib.Path(path)
+  where = _files.place(path)
   vocab = _load_pair(where) if where.is_dir() else _load_json(where)
   _check_ids(vocab)
   return vocab

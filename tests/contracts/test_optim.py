@@ -355,6 +355,13 @@ ROWS |= {k: Row(**row) for k, row in _optim_matrices.rows(nested).items()}
 RETRACTIONS = {'refactor': {'refactor(every=0)': 'every'}}
 SPECS = [(name, spec) for name, row in ROWS.items() for spec in row.specs]
 each = pytest.mark.parametrize('name, spec', SPECS, ids=[s for _, s in SPECS])
+FIRST = [(name, next(iter(row.specs))) for name, row in ROWS.items()]
+# What does not depend on the values of arguments is tried with the first spec, and with all of them
+# in the slow tests.
+first_or_slow = pytest.mark.parametrize(
+  'name, spec',
+  [pytest.param(*s, id=s[1], marks=() if s in FIRST else pytest.mark.slow) for s in SPECS],
+)
 
 
 def test_every_part_has_a_row():
@@ -579,7 +586,7 @@ def test_dtypes_and_bytes_of_state(name, spec, dtype):
   assert len(scalars) <= ROWS[name].scalars
 
 
-@each
+@first_or_slow
 def test_low_precision_gradients_cost_one_rounding(name, spec):
   few = lambda tree: {k: tree[k] for k in ('matrix', 'inner_layers')}
   grads = [few(g(dtype='bfloat16')) for g in GRADS]
@@ -595,7 +602,7 @@ def test_low_precision_gradients_cost_one_rounding(name, spec):
       np.testing.assert_allclose(wide(low)[k], wide(full)[k], rtol=2.0**-8, atol=1e-30)
 
 
-@each
+@first_or_slow
 def test_extra_arguments_are_accepted_and_ignored_unless_needed(name, spec):
   part = registry.make('optim', spec, facts=taken(spec, FACTS))
   tx, params, g = part(), first(spec), grads_of(spec)[0]
@@ -606,7 +613,7 @@ def test_extra_arguments_are_accepted_and_ignored_unless_needed(name, spec):
     jax.tree.map(np.testing.assert_array_equal, with_extras, without)
 
 
-@each
+@first_or_slow
 def test_passes_over_what_is_masked_out(name, spec):
   """A part may be nested in one that gives it some parameters; the facts are those of all."""
   params, g = draw(0), GRADS[0]()
@@ -620,7 +627,7 @@ def test_passes_over_what_is_masked_out(name, spec):
     np.testing.assert_allclose(got[k], want[k], rtol=1e-6)
 
 
-@each
+@first_or_slow
 @pytest.mark.parametrize('mode', ['auto', 'explicit'])
 def test_sharded_equals_unsharded(name, spec, mode):
   assert jax.device_count() == 8, 'tests/conftest.py asks for eight simulated devices'

@@ -55,6 +55,14 @@ def test_text_folder_pattern_tuple(tmp_path):
   assert read(f'text(path={both})') == ['b', 'a'], 'in the order given'
 
 
+def test_variables_in_paths(tmp_path, monkeypatch):
+  monkeypatch.setenv('LMJAX_DATA', str(tmp_path))
+  (tmp_path / 'a.txt').write_text('a')
+  assert read('text(path="$LMJAX_DATA/a.txt")') == ['a']
+  monkeypatch.delenv('LMJAX_DATA')
+  fails('text(path="$LMJAX_DATA/a.txt")', '$LMJAX_DATA/a.txt', 'no such file')
+
+
 def test_text_encodings(tmp_path):
   file = tmp_path / 'x.txt'
   file.write_bytes('caf\u00e9'.encode('latin-1'))

@@ -40,7 +40,7 @@ def experiment(**changes) -> Experiment:
       Arm('sgd', {'optim': 'sgd()'}, GRID, Better()),
     ),
     changes=TINY,
-    scales={'cpu': Scale((50, 100), baseline_budgets=(25, 200), core_hours=8)},
+    scales={'cpu': Scale((50, 100), baseline_budgets=(25, 200), hours=8)},
   )
   return Experiment(**(given | changes))
 

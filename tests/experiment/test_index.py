@@ -1,5 +1,6 @@
 """What the repository says of its own experiments follows from their results."""
 
+import importlib.util
 import pathlib
 
 import pytest
@@ -35,3 +36,13 @@ def test_pages_are_of_todays_results(folder):
   if results.read(folder)['scales']:
     page = (folder / 'results.md').read_text('utf-8')
     assert page == tables.page(folder), f'python -m lmjax.experiment report {folder}'
+
+
+def test_the_memory_table_is_of_todays_states():
+  spec = importlib.util.spec_from_file_location('memory', ROOT / 'experiments/optimizers/memory.py')
+  memory = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(memory)
+  page = (ROOT / 'experiments/optimizers/memory.md').read_text('utf-8')
+  for name in ('adamw, 8 bits', 'scale'):
+    found = memory.state_bytes('gpt2:124M', memory.METHODS[name])
+    assert f'| {name} | {found:.3f} |' in page, 'python experiments/optimizers/memory.py'

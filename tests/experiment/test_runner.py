@@ -172,8 +172,10 @@ def test_one_run_serves_arms_of_one_config(folder):
 
 
 def test_hours_beyond_the_declared_are_refused(folder):
-  folder.changes.update(scales={'cpu': Scale((50, 10**8), core_hours=2)})
-  with pytest.raises(declare.ExperimentError, match=r"more than scales\['cpu'\].core_hours=2"):
+  folder.changes.update(scales={'cpu': Scale((50, 10**8), hours=2)})
+  with pytest.raises(
+    declare.ExperimentError, match=r"in all are more than scales\['cpu'\].hours=2"
+  ):
     run(folder)
   assert not (folder / 'runs').exists()
 
@@ -189,7 +191,7 @@ def test_hours_are_estimated_from_what_was_measured(folder):
   records = results.read(folder)
   known = results.known(records, 'cpu')
   kept = {k: r for k, r in known.items() if r['seed'] == 0}
-  n, left, hours = runner.core_hours(declare.load(folder), 'cpu', kept)
+  n, left, hours = runner.estimate(declare.load(folder), 'cpu', kept)
   steps = 3 * (25 + 50 + 100 + 200) + 2 * 3 * (50 + 100)
   assert (n, left) == (48, 24) and hours == pytest.approx((24 * 12 + steps) / 3600)
 

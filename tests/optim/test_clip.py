@@ -19,6 +19,14 @@ def test_one_norm_over_all_tensors():
   np.testing.assert_allclose(u['b'], [[0.8]], rtol=1e-6)
 
 
+@pytest.mark.parametrize('norm, rate', [(4.9, 1), (5.0, 0), (5.1, 0)])
+def test_the_metric_says_whether_it_clipped(norm, rate):
+  tx = registry.get('optim', 'clip').obj(norm=norm)
+  g = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([[4.0]])}
+  state = tx.init(g)
+  assert state.metrics['clip_rate'] == 0 and tx.update(g, state)[1].metrics['clip_rate'] == rate
+
+
 @pytest.mark.parametrize('norm', [5.0, 5.1])
 def test_below_the_norm_nothing_changes(norm):
   g = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([[4.0]])}

@@ -45,3 +45,11 @@ def test_vectors_and_scalars_too():
 def test_half_precision_does_not_overflow():
   u = jnp.full((2, 2), 500.0, jnp.float16)
   np.testing.assert_allclose(clipped(u, MATRIX), np.ones((2, 2)), rtol=1e-3)
+
+
+def test_the_metric_is_the_share_of_tensors():
+  facts = {'w': MATRIX, 'v': Fact(('layers', 'embed'), (), 'norm')}
+  tx = registry.get('optim', 'clip_update').obj(facts=facts)
+  u = {'w': jnp.full((2, 2), 0.5), 'v': jnp.array([[3.0, 3.0], [0.1, 0.1]])}
+  _, state = tx.update(u, tx.init(u))
+  assert float(state.metrics['clip_rate']) == pytest.approx(1 / 3)

@@ -160,3 +160,9 @@ def test_bpe_special_names(tmp_path):
   tok = make(f'bpe(path="{path}", eos=None, mask="<mask>")')
   assert (tok.eos, tok.mask, tok.vocab_size) == (None, 300, 301)
   assert tok.fingerprint() != make(f'bpe(path="{path}", mask="<mask>")').fingerprint()
+
+
+def test_variables_in_paths(test_data, monkeypatch):
+  monkeypatch.setenv('LMJAX_DATA', str(test_data))
+  part = registry.make('tokenizer', 'bpe(path="$LMJAX_DATA/tokenizers/gpt2")')
+  assert part().decode(part().encode('a cat')) == 'a cat'

@@ -25,7 +25,8 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 
 def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
   """Files of a path: a file, a folder (its files of these suffixes, sorted), a glob pattern, or a
-  tuple of them.
+  tuple of them. `~` and variables such as $LMJAX_DATA stand for what they do in a shell, so that a
+  config is the same wherever the data lie.
 
   Raises ValueError naming the path when nothing is there or a file is empty.
   """
@@ -35,7 +36,7 @@ def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
     return [f for p in path for f in find(p, suffixes)]
   if not str(path):
     raise ValueError("path='': a file, a folder or a pattern is expected")
-  text = os.path.expanduser(str(path))
+  text = os.path.expandvars(os.path.expanduser(str(path)))
   here = pathlib.Path(text)
   if here.is_dir():
     found = sorted(
