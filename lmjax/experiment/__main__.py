@@ -1,9 +1,10 @@
-"""python -m lmjax.experiment run|report|list|index
+"""python -m lmjax.experiment run|report|list|index|render
 
 run experiments/x --scale=cpu   tunes, runs and records what is missing; the same command goes on
 report experiments/x            results.md and figures, from results.json
 list                            every experiment with its verdicts
 index                           the README's index of methods
+render experiments/x            Kubernetes manifests (JobSet) of what is missing, see `jobset`
 """
 
 import argparse
@@ -41,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
     metavar='NAME=VALUE',
     help='of the engine, as in --option=address=auto',
   )
+  render = sub.add_parser('render', help='Kubernetes manifests of the trials that are missing')
+  render.add_argument('folder')
+  render.add_argument('--scale', default='pod')
+  render.add_argument('--runs', default='', help='where run directories are made, in the pods')
+  render.add_argument('--option', action='append', default=[], metavar='NAME=VALUE')
   report = sub.add_parser('report', help='writes results.md and figures')
   report.add_argument('folder')
   for name, text in (('list', 'experiments and verdicts'), ('index', "the README's index")):
@@ -75,6 +81,11 @@ def show(root: str) -> None:
       print(f'{folder}: not run yet')
 
 
+def given(flags) -> dict[str, str]:
+  """--option=NAME=VALUE as a dictionary."""
+  return dict(o.partition('=')[::2] for o in flags.option)
+
+
 def main(argv: list[str] | None = None) -> int:
   flags = parser().parse_args(argv)
   try:
@@ -86,8 +97,13 @@ def main(argv: list[str] | None = None) -> int:
       readme.write_text(text, encoding='utf-8')
     elif flags.command == 'report':
       report(flags.folder)
+    elif flags.command == 'render':
+      from lmjax.experiment import jobset
+
+      e = declare.load(flags.folder)
+      print(jobset.render(e, flags.folder, flags.scale, runs=flags.runs, **given(flags)), end='')
     else:
-      options = dict(o.partition('=')[::2] for o in flags.option)
+      options = given(flags)
       engine = engines.make(flags.engine, flags.jobs, options)
       say = lambda text: print(text, flush=True)
       status = runner.run(flags.folder, flags.scale, flags.runs, engine, say, dry=flags.dry_run)

@@ -89,4 +89,14 @@ def _syntax(module: str) -> str:
     if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
       if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
         body[0].value.value = ''
-  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+  return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
+
+
+def _plain(node: Any) -> Any:
+  """A tree without what is empty: `ast.dump` differs from one version of Python to the next."""
+  if isinstance(node, ast.AST):
+    fields = ((k, _plain(v)) for k, v in ast.iter_fields(node) if k not in ('kind', 'ctx'))
+    return type(node).__name__, [(k, v) for k, v in fields if v not in (None, [])]
+  if isinstance(node, list):
+    return [_plain(x) for x in node if getattr(x, 'value', None) != '']  # 3.12 ends f-strings so
+  return node if node is None or isinstance(node, (int, float, complex)) else repr(node)

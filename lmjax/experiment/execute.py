@@ -124,6 +124,7 @@ def _attempt(trial: Trial, path, cpus, stopping: Stopping, cost) -> int:
       stdout=log,
       stderr=subprocess.STDOUT,
       env=env,
+      start_new_session=True,  # Ctrl-C is the runner's, which tells the run
     )
     stopping.add(process)
     try:

@@ -6,6 +6,7 @@ import queue
 from typing import Any, Callable, Iterator, Sequence
 
 from lmjax.experiment import execute
+from lmjax.experiment import remote
 from lmjax.experiment.trials import Trial
 
 
@@ -21,7 +22,7 @@ class Local:
 
   def __init__(self, jobs: int = 0):
     self.jobs = jobs
-    self.stopping = execute.Stopping()
+    self.stopping = remote.Guarded()  # a killed runner leaves no runs behind
 
   def run(
     self, trials: Sequence[Trial], runs: Any, measure: Callable

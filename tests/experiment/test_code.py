@@ -64,3 +64,13 @@ def test_another_part_gives_another_fingerprint():
     resolved(optim='sgd(momentum=0.5)')
   )
   assert pathlib.Path(code.__file__).exists()
+
+
+def test_the_fingerprint_is_the_same_on_every_python(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'fixed_part.py').write_text(
+    '"""Doc."""\nfrom typing import Any\n\n\ndef f(x: Any = 1, *, y=(2.5, None), **z) -> str:\n'
+    "  match x:\n    case 1 | 2:\n      return f'{x!r:>{y[0]}}' + b'a'.hex()\n"
+    '  return [i for i in x if not z] or (lambda q: q @ x)(...)\n'
+  )
+  assert code._syntax('fixed_part')[:16] == 'e6f393a0c5ad25e2'
