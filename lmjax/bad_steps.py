@@ -16,13 +16,13 @@ import pathlib
 from typing import Any, Mapping
 
 from lmjax import exits
+from lmjax import files
 from lmjax import progress
 from lmjax import tracking
 from lmjax.data import skips as skips_lib
 from lmjax.parallel import processes
 
 FILE = 'bad_steps.jsonl'
-_WHY = 'rewind'
 
 
 @dataclasses.dataclass
@@ -55,7 +55,8 @@ class BadSteps:
     line = dict(step=done, batch=batch, loss=values['loss'], streak=int(values['streak']), **norms)
     line = tracking.jsonable(line) | dict(documents=self._feed.documents(done - 1))
     if self._active:
-      with open(self._workdir / FILE, 'a', encoding='utf-8') as f:
+      path = self._workdir / FILE
+      with files.kept(path), open(path, 'a', encoding='utf-8') as f:
         f.write(json.dumps(line) + '\n')
     if values['streak'] >= self._settings['limit']:
       self._enough(done, int(values['streak']))
@@ -63,7 +64,7 @@ class BadSteps:
   def _enough(self, done: int, streak: int) -> None:
     s = self._settings
     entries = processes.from_primary(lambda: skips_lib.entries(self._workdir))
-    rewinds = sum(str(e.get('why')).startswith(_WHY) for e in entries)
+    rewinds = sum(str(e.get('why')).startswith(skips_lib.REWIND) for e in entries)
     if not s['rewind'] or rewinds >= s['times']:
       after = f' after {rewinds} rewinds' if rewinds else ''
       raise exits.Ended(
@@ -75,7 +76,7 @@ class BadSteps:
       )
     step = max(0, done - streak - s['rewind'])
     first = self._feed.skips.batch(step)
-    why = f'{_WHY} to step {step} after {streak} refused updates up to step {done}'
+    why = f'{skips_lib.REWIND} to step {step} after {streak} refused updates up to step {done}'
     progress.say(f'{why}; batches {first} to {first + s["skip"] - 1} are left out')
     add = lambda: skips_lib.add(self._workdir, [(first, first + s['skip'])], why).ranges
     self._feed.skips = skips_lib.Skips.of(map(tuple, processes.from_primary(add)))

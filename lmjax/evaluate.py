@@ -23,7 +23,14 @@ def make_eval_step(run: Any):
 
 
 def held_out(
-  step, params, vars, batches, *, bytes_per_token: float | None, stop=lambda: False
+  step,
+  params,
+  vars,
+  batches,
+  *,
+  bytes_per_token: float | None,
+  stop=lambda: False,
+  moved=lambda i: None,
 ) -> dict[str, float]:
   """Scores of the validation set.
 
@@ -31,7 +38,7 @@ def held_out(
     step: from `make_eval_step`. batches: iterable of batches on the device.
     bytes_per_token: UTF-8 bytes of the original text for each token, or None where unknown.
     stop: asked before each batch; once it says yes there are no scores, since a part of the set
-      would be another number.
+      would be another number. moved: told the number of each batch that is done.
 
   Returns:
     loss (as trained), nll (nats a token) with its standard error over rows, perplexity = exp(nll),
@@ -48,6 +55,7 @@ def held_out(
     found, rows = jax.tree.map(np.float64, (found, rows))
     total = metrics_lib.merge(total, found)
     sums = metrics_lib.add_sums(sums, rows) if sums else rows
+    moved(i)
   if not total:
     return {}
   out = metrics_lib.means(total)

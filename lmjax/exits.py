@@ -14,8 +14,17 @@ DISK = 74  # EX_IOERR
 RETRY = 75  # EX_TEMPFAIL
 
 
-class Ended(Exception):
-  """The run ends here for a reason that one sentence tells; `status` is the exit status."""
+class DiskError(RuntimeError):
+  """Something of the run could not be written; the message names it. It may be tried again."""
+
+  status = DISK
+
+
+class Ended(BaseException):
+  """The run ends here for a reason that one sentence tells; `status` is the exit status.
+
+  Not an Exception: a signal raises it anywhere, and no handler of errors may take it for one.
+  """
 
   def __init__(self, status: int, text: str):
     super().__init__(text)

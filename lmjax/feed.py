@@ -35,7 +35,9 @@ class Feed:
     self.run, self.mesh = run, mesh
     self.skips = skips_lib.read(workdir)
     d = run.config['data']
-    cache = pathlib.Path(d['cache']) if d['cache'] else pathlib.Path(workdir) / 'tokens'
+    cache = (
+      pathlib.Path(d['cache']).expanduser() if d['cache'] else pathlib.Path(workdir) / 'tokens'
+    )
     names, weights, stores = self._stores('train', cache)
     self._plan = self._named(
       'train',
@@ -140,17 +142,12 @@ class Feed:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
   def cursor(self, step: int) -> dict[str, Any]:
-    # Only what lies before the last batch seen: later skips change nothing of the past.
-    seen = self.skips.before(self.skips.batch(step - 1)) if step else skips_lib.Skips()
-    return dict(step=step, plan=self.plan_fingerprint, skips=[list(r) for r in seen.ranges])
+    seen = [list(r) for r in self.skips.past(step).ranges]
+    return dict(step=step, plan=self.plan_fingerprint, skips=seen)
 
   @functools.cached_property
   def plan_fingerprint(self) -> str:
     return self._plan.fingerprint()
-
-  def fits(self, cursor: dict[str, Any]) -> bool:
-    """Whether a checkpoint had seen what it would have with today's skips."""
-    return cursor.get('skips', []) == self.cursor(cursor['step'])['skips']
 
   def documents(self, step: int) -> list[dict[str, Any]]:
     """What the batch of update `step` (from 0) was made of, as JSON values."""
@@ -160,10 +157,11 @@ class Feed:
     """Raises ConfigError where the checkpoint of `step` was trained on other data than this."""
     if cursor.get('plan') != self.plan_fingerprint:
       raise config_lib.ConfigError(
-        f'the checkpoint of step {step} was trained on other data: the files of config.data.train='
-        f'{self.run.config["data"]["train"]!r} changed since (plan {cursor.get("plan")!s:.12}, now '
-        f'{self.plan_fingerprint:.12}); restore '
-        'them, or start a new run with --config.init_from'
+        f'the checkpoint of step {step} was trained on other data (plan '
+        f'{cursor.get("plan")!s:.12}, now {self.plan_fingerprint:.12}): since then the files of '
+        f'config.data.train={self.run.config["data"]["train"]!r} changed, or a setting that orders '
+        'them did (config.seed, config.batch_tokens, config.data.*); restore them, or start a new '
+        'run with --config.init_from'
       )
 
   def describe(self) -> str:

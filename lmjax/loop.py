@@ -7,14 +7,16 @@ Invariants.
   2. The metrics of a step are fetched after the next step was dispatched, so that the device never
      waits for logging; all of them before anything is saved, so that no refused step is missed.
   3. Evaluation and sampling read the state and never change it.
-  4. The last step is evaluated, saved and reported. A run stopped by SIGINT or SIGTERM is saved. A
-     save that failed is tried again or ends the run.
+  4. The last step is evaluated, saved and reported; what a stop left of that, a resume does. A run
+     stopped by a signal is saved. A save that failed is tried again or ends the run.
+  5. A step is saved before it is evaluated and sampled from, so that neither can cost it.
 """
 
 import math
 import signal
 import time
-from typing import Any, Callable
+from types import MappingProxyType
+from typing import Any, Callable, Mapping
 
 import jax
 
@@ -75,12 +77,17 @@ class Trainer:
     w = self.config['watchdog']
     self.watchdog = Watchdog(w['seconds'], end=w['exit'], process=jax.process_index())
     self.scores: dict[str, float] = {}
+    self.last_time: float | None = None  # of the last logged step
     self.failed_saves, self.failed_lines = 0, 0  # in a row
     self.completed = None  # the last save that was
 
-  def train(self, state, stop: Stop):
+  def train(self, state, stop: Stop, undone: Mapping[str, Any] = MappingProxyType({})):
     """Runs to `config.steps` or until stopped; returns the last state. Every save is complete on
     return.
+
+    Args:
+      undone: where `state` is that of the last step already: whether `eval` and `sample` are still
+        to be done.
 
     Raises exits.Ended where training broke down or a checkpoint cannot be written.
     """
@@ -99,6 +106,8 @@ class Trainer:
           state = self.restore(e.step)
           self.tracker.resumed(int(state.step))
           self.bar.say(f'resumed at step {int(state.step)}')
+      if undone:
+        self._periodic(int(state.step), state, {'save': False, **undone}, stop)
       self._finish(state, stop)
     return state
 
@@ -113,6 +122,7 @@ class Trainer:
       before = time.monotonic()
       batch = next(batches)
       self.waited += time.monotonic() - before
+      self._begin(f'step {done}', first=done == start + 1)
       state, metrics = self._advance(state, batch, done)
       self.watchdog.beat(f'step {done} was dispatched')
       stopping = vote(done, stop.signal is not None)
@@ -135,6 +145,7 @@ class Trainer:
     every = self.config['recompute_every']
     if not every or done % every:
       return self.step_fn(state, batch, self.key)
+    self._begin(f'step {done}, computed twice', first=not self.recompute.checked)
     state, metrics, wrong = self.recompute(state, batch, self.key)
     if wrong:
       self.bar.say(
@@ -164,26 +175,37 @@ class Trainer:
     if not any(due.values()):
       return
     before = time.monotonic()
-    if due['eval']:
-      self.scores = self.evaluate(state, done, stop)
-    if due['sample'] and self.sampler is not None and self.config['sample']['tokens']:
-      self._sample(state, done)
     if due['save']:
       self.save(state, done)
+    if due['eval']:
+      self.scores = self.evaluate(state, done, stop)
+      self._saved(lambda: self.checkpoints.score(done, self._scores_of(done)))
+    if due['sample'] and not self._leaves(stop):
+      self._sample(state, done)
     self.watchdog.beat(f'step {done} was evaluated or saved')
     if self.last_time is not None:  # these seconds are not the step's
       self.last_time += time.monotonic() - before
 
+  def _begin(self, what: str, *, first: bool):
+    """Tells the watchdog; what is done for the first time is compiled, which takes its own time."""
+    self.watchdog.beat(f'{what}{", to be compiled," if first else ""} was begun', slow=first)
+
+  def _leaves(self, stop: Stop) -> bool:
+    """Whether a stop cuts short what only looks at the state. With several processes nobody may
+    leave alone what all of them compute.
+    """
+    return stop.signal is not None and jax.process_count() == 1
+
   # ---------------------------------------------------------------- saving
 
+  def _scores_of(self, done: int) -> dict[str, float]:
+    known = self.scores.get('step') == done and 'nll' in self.scores
+    return {'loss': self.scores['nll']} if known else {}
+
   def save(self, state, done: int):
-    scores = (
-      {'loss': self.scores['nll']}
-      if self.scores.get('step') == done and 'nll' in self.scores
-      else {}
-    )
+    self._begin(f'the save of step {done}', first=False)
     before = time.monotonic()
-    cursor = self.feed.cursor(done)
+    cursor, scores = self.feed.cursor(done), self._scores_of(done)
     self._saved(lambda: self.checkpoints.save(done, state, cursor, scores))
     blocked = time.monotonic() - before
     if blocked > SLOW_SAVE:
@@ -227,6 +249,7 @@ class Trainer:
     done = int(state.step)
     if stop.signal is not None:
       self.save(state, done)
+    self.watchdog.beat('the last save is awaited', slow=True)
     while not self._saved(self.checkpoints.wait) or self.failed_saves:
       self.save(state, done)
     if stop.signal is not None:
@@ -246,17 +269,16 @@ class Trainer:
   # ---------------------------------------------------------------- reports
 
   def evaluate(self, state, done: int, stop: Stop) -> dict[str, float]:
-    # With several processes nobody may leave alone what all of them compute.
-    # The last step is evaluated whatever happens: no resume would do it.
-    last = done == self.config['steps']
-    left = lambda: stop.signal is not None and jax.process_count() == 1 and not last
+    self._begin(f'the evaluation of step {done}', first=not self.scores)
+    moved = lambda i: self.watchdog.beat(f'step {done}: batch {i} was evaluated')
     scores = evaluate.held_out(
       self.eval_fn,
       state.params,
       state.vars,
       self.feed.valid(),
       bytes_per_token=self.feed.bytes_per_token,
-      stop=left,
+      stop=lambda: self._leaves(stop),
+      moved=moved,
     )
     if scores:
       line = {**scores, 'loss': scores.get('nll', scores['loss']), 'objective': scores['loss']}
@@ -268,6 +290,9 @@ class Trainer:
     return scores | {'step': done}
 
   def _sample(self, state, done: int):
+    if self.sampler is None or not self.config['sample']['tokens']:
+      return
+    self._begin(f'the sample of step {done}', first=True)  # one long program each time
     text = self.sampler(state.params, state.vars, done)
     self._track('sample', done, dict(prompt=self.config['sample']['prompt'], text=text))
 

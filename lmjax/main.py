@@ -11,7 +11,6 @@ examples:
   python -m lmjax.main --explain mixer:gqa
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -22,7 +21,10 @@ from lmjax import exits
 STARTED = time.monotonic()
 
 
-def parser() -> argparse.ArgumentParser:
+def parser():
+  """The parser of the flags; `--config.key` is read by `parse`."""
+  import argparse  # not above: until `command` runs, Ctrl-C ends in a traceback
+
   p = argparse.ArgumentParser(
     prog='python -m lmjax.main',
     description=__doc__,
@@ -116,13 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     return run(p, flags, overrides)
   except BrokenPipeError:  # `--list | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return exits.RETRY if flags.workdir else 0
   except KeyboardInterrupt:
     print('lmjax: interrupted; the last checkpoint is whole', file=sys.stderr)
     return 128 + signal.SIGINT
   # What the user gave cannot be used, or the run ended for a reason of its own; everything else is
   # our fault and keeps its traceback.
-  except (ValueError, exits.Ended) as e:
+  except (ValueError, exits.DiskError, exits.Ended) as e:
     if os.environ.get('LMJAX_TRACEBACK'):
       raise
     print(f'lmjax: {e}', file=sys.stderr)
@@ -182,14 +184,40 @@ def deterministic() -> None:
 
 
 def command() -> int:
-  """main() as a process: SIGTERM means 'start again' from the first moment to the last."""
+  """main() as a process: a signal means 'start again' from the first moment to the last."""
+  heard = [signal.SIGINT, signal.SIGTERM]
+  if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+    heard.append(signal.SIGHUP)
+  for s in heard:
+    signal.signal(s, _stopped_early)
   from lmjax import heap
 
-  signal.signal(signal.SIGTERM, lambda *_: os._exit(exits.RETRY))  # there is nothing to save yet
   heap.keep()
   status = main()
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+  for s in heard:
+    signal.signal(s, signal.SIG_IGN)  # it is ending
+  if status == exits.DISK:
+    _end(status)
   return status
+
+
+def _stopped_early(number, frame):
+  """Ends the process at once: there is nothing to save yet, and an exception could be swallowed."""
+  text = f'lmjax: stopped by {signal.Signals(number).name}; there was nothing to save\n'
+  try:
+    os.write(2, text.encode())
+  finally:
+    os._exit(exits.RETRY)
+
+
+def _end(status: int):
+  """Leaves without the threads of a failed save, which wait minutes for what will not come."""
+  from lmjax.parallel import processes
+
+  processes.leave()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 if __name__ == '__main__':

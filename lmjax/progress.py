@@ -1,12 +1,21 @@
 """What a person sees while a run goes on: a bar on a terminal, a few plain lines elsewhere."""
 
+import os
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+  """Of a run that goes on where nobody listens any more: by itself rich would end the process."""
+
+  def on_broken_pipe(self) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+CONSOLE = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str):

@@ -15,6 +15,7 @@ import pathlib
 import sys
 from typing import Any, Mapping, Sequence
 
+from lmjax import files
 from lmjax import report_data
 from lmjax import rundir
 from lmjax.report_data import Run, is_number
@@ -42,11 +43,16 @@ def write_report(
   """
   runs = [report_data.load(workdir, state), *(report_data.load(w) for w in others)]
   _distinct_names(runs)
-  out = pathlib.Path(out) if out is not None else runs[0].path / 'report.html'
-  partial = out.with_name(f'{out.name}.partial')
-  partial.write_text(page(runs), encoding='utf-8')
-  partial.replace(out)
+  out = _target(out) if out is not None else runs[0].path / 'report.html'
+  files.write(out, page(runs))
   return out
+
+
+def _target(out: Any) -> pathlib.Path:
+  text = str(out)
+  if '\0' in text or not pathlib.Path(text).name:
+    raise ValueError(f'--out={text[:60]!r}: the name of a file is expected, as in --out=x.html')
+  return pathlib.Path(text).expanduser()
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -5,7 +5,6 @@ Works on any state of a run directory: empty, running, killed, with NaN in it.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -13,6 +12,8 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from lmjax import files
+from lmjax import rundir
 from lmjax import tracking
 
 MAX_POINTS = 2000
@@ -45,14 +46,15 @@ class Run:
 
 def load(workdir: Any, state: str | None = None) -> Run:
   """Reads a run directory; raises ValueError when it does not exist."""
-  path = pathlib.Path(workdir).absolute()
+  path = rundir.local(workdir)
   if not path.is_dir():
     raise ValueError(f'{str(workdir)!r} is not a directory; give the workdir of a run')
   lines = tracking.read_metrics(path)
   train = [x for x in lines if x['kind'] == 'train']
   clock = _clock(train)
   config = _json(path / 'config.json', {})
-  versions = _json(path / 'versions.json', [{}])
+  versions = _json(path / 'versions.json', [])
+  newest = versions[-1] if isinstance(versions, list) and versions else {}
   commands = path / 'command.txt'
   return Run(
     name=path.name,
@@ -61,16 +63,16 @@ def load(workdir: Any, state: str | None = None) -> Run:
     train=_columns(_thin(train), clock),
     evals=_evals(lines, clock),
     config=config if isinstance(config, dict) else {},
-    versions=versions[-1] if isinstance(versions, list) and versions else {},
-    commands=commands.read_text(errors='replace') if commands.exists() else '',
+    versions=newest if isinstance(newest, dict) else {},
+    commands=commands.read_text(errors='replace') if commands.is_file() else '',
     facts=_facts(lines, train, clock, config, state),
   )
 
 
 def _json(path: pathlib.Path, default: Any) -> Any:
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+    return files.read_json(path)
+  except ValueError:
     return default
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Iterator
 
 import jax
 
@@ -10,6 +10,7 @@ from lmjax import build as build_lib
 from lmjax import config as config_lib
 from lmjax import progress
 from lmjax import rundir
+from lmjax import specs
 from lmjax.checkpoint import Checkpointer
 from lmjax.data import skips as skips_lib
 from lmjax.parallel import processes
@@ -43,6 +44,8 @@ class Restorer:
     state = self._state(step)
     if ranges:
       self._skip(ranges, 0 if step is None else step)
+    if not choice.older:  # what an interrupted rewind went back from
+      self._checkpoints.set_aside(after=0 if step is None else step)
     return state
 
   def at_most(self, step: int) -> Any:
@@ -56,22 +59,37 @@ class Restorer:
 
   def _chosen(self, choice: Choice) -> int | None:
     steps = self._checkpoints.offered()  # the damaged ones too: a restore refuses them by name
-    if choice.older:
-      whole = self._checkpoints.latest_whole()
-      while whole is not None and not self._fits(whole):
-        whole = self._checkpoints.latest_whole(below=whole)
-      if whole is None and steps:
-        raise ValueError(
-          f'--allow_older_checkpoint: no checkpoint in {self._checkpoints.directory} is whole '
-          f'(damaged: {", ".join(map(str, steps))}); give another --workdir to start anew'
-        )
-      return whole
-    return max(filter(self._fits, steps), default=None)
+    if choice.older and steps and self._checkpoints.latest_whole() is None:
+      raise ValueError(
+        f'--allow_older_checkpoint: no checkpoint in {self._checkpoints.directory} is whole '
+        f'(damaged: {", ".join(map(str, steps))}); give another --workdir to start anew'
+      )
+    newest_first = self._whole() if choice.older else reversed(steps)
+    return next(filter(self._fits, newest_first), None)
+
+  def _whole(self) -> Iterator[int]:
+    step = self._checkpoints.latest_whole()
+    while step is not None:
+      yield step
+      step = self._checkpoints.latest_whole(below=step)
 
   def _fits(self, step: int) -> bool:
-    # A rewind that a kill interrupted leaves checkpoints that saw batches which are skipped now.
-    skips = self._feed.skips.ranges
-    return not skips or self._feed.fits(self._checkpoints.cursor(step))
+    """Whether a checkpoint saw the batches that today's skips leave. False where a rewind left out
+    what it saw, and was interrupted; raises ValueError where anything else differs.
+    """
+    left = self._checkpoints.cursor(step).get('skips', [])
+    seen, skips = skips_lib.Skips.of(map(tuple, left)), self._feed.skips
+    if seen == skips.past(step):
+      return True
+    rewinds = skips_lib.read(self._workdir, why=skips_lib.REWIND)
+    if seen.joined(rewinds).past(step) == skips.past(step):
+      return False
+    raise ValueError(
+      f'{self._workdir / skips_lib.FILE} does not belong to the checkpoint of step {step}: up to '
+      f'there the file leaves out {specs.cut(str(skips.past(step)), 100)}, but the checkpoint '
+      f'{specs.cut(str(seen), 100)}; restore the file, or go back before the difference with: '
+      f'python -m lmjax.checkpoint rewind {self._workdir} --step=N'
+    )
 
   def _state(self, step: int | None) -> Any:
     run = self._run
@@ -86,7 +104,7 @@ class Restorer:
 
   def _skip(self, ranges, step: int) -> None:
     skips, at = self._feed.skips, self._feed.skips.batch(step)
-    joined = skips_lib.Skips.of([*skips.ranges, *ranges])
+    joined = skips.joined(skips_lib.Skips.of(ranges))
     if joined == skips:
       return  # the same command again
     early = min(ranges)[0]
@@ -149,7 +167,7 @@ def find_checkpoint(source: str, where: str = '') -> tuple[Checkpointer, int]:
   """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
   scores are known, else the last. Raises ValueError, which begins with `where`.
   """
-  path = pathlib.Path(source)
+  path = pathlib.Path(source).expanduser()
   if path.name.isdigit() and path.is_dir():
     reader, step = Checkpointer(path.parent), int(path.name)
     if step not in reader.offered():
@@ -166,7 +184,7 @@ def find_checkpoint(source: str, where: str = '') -> tuple[Checkpointer, int]:
   return reader, step
 
 
-def load(workdir: str, *, allow_code: bool = False) -> tuple[build_lib.Run, Any, Any, int]:
+def load(workdir: Any, *, allow_code: bool = False) -> tuple[build_lib.Run, Any, Any, int]:
   """(run, params, vars, step) of a run directory's best checkpoint, on one device.
 
   The directory may come from anywhere: code that its config names is not imported unless allowed.

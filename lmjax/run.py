@@ -17,10 +17,10 @@ from lmjax import progress
 from lmjax import restore
 from lmjax import rundir
 from lmjax import stop as stop_lib
-from lmjax.checkpoint import CheckpointError
 from lmjax.checkpoint import Checkpointer
 from lmjax.parallel import processes
 from lmjax.tracking import Tracker
+from lmjax.tracking import read_metrics
 
 
 def compilation_cache():
@@ -54,21 +54,23 @@ def train(
   """
   started = time.monotonic() if started is None else started
   compilation_cache()
+  path = rundir.local(workdir)
   with stop_lib.Stop() as stop:
+    tasks(resolved['eval']['tasks'], 'eval.tasks')  # a missing file is no surprise at the end
     run = build_lib.build(resolved)
     mesh = build_lib.mesh(resolved)
     build_lib.check_devices(run, mesh)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-      path, feed = _open(run, workdir, mesh, force=allow_config_change)
+      opened, feed = _open(run, path, mesh, force=allow_config_change)
       try:
-        return _train(run, path, feed, choice, stop, started)
-      except CheckpointError as e:  # of the save under way while the run ended
+        return _train(run, opened, feed, choice, stop, started)
+      except exits.DiskError as e:  # also of the save under way while the run ended
         raise exits.Ended(exits.DISK, str(e)) from e
       finally:
-        path.close()
+        opened.close()
 
 
-def _open(run: build_lib.Run, workdir: str, mesh, *, force: bool):
+def _open(run: build_lib.Run, workdir: pathlib.Path, mesh, *, force: bool):
   """(run directory, feed)."""
 
   def open_dir(write: bool):
@@ -82,16 +84,11 @@ def _open(run: build_lib.Run, workdir: str, mesh, *, force: bool):
     )
 
   open_dir(write=False)  # a directory of another run is refused before its data is read,
-  fresh = lambda: not (pathlib.Path(workdir) / 'checkpoints').is_dir()
+  fresh = lambda: not (workdir / 'checkpoints').is_dir()
   if run.config['init_from'] and processes.from_primary(fresh):
     restore.find_checkpoint(run.config['init_from'], where='config.init_from: ')
-  try:
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise ValueError(
-      f'workdir {workdir!r} cannot be written: {e.strerror}; give a directory that you may write to'
-    ) from None
-  feed = processes.primary_first(lambda: feed_lib.Feed(run, pathlib.Path(workdir), mesh))
+  rundir.make(workdir)
+  feed = processes.primary_first(lambda: feed_lib.Feed(run, workdir, mesh))
   # ... and data that cannot be read claims no directory.
   return open_dir(write=jax.process_index() == 0), feed
 
@@ -103,6 +100,7 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
   checkpoints = checkpointer(c, path.path)
   restorer = restore.Restorer(run, checkpoints, feed, path.path)
   state = restorer.first(choice)
+  path.adopt()
   start, n = int(state.step), build_lib.counts(run)['total']
   progress.say(
     f'{n:,} parameters, {build_lib.state_bytes(run)["total"]:.3g} bytes of optimizer state each, '
@@ -112,11 +110,12 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
   )
   if start:
     progress.say(f'resumed at step {start}')
-  if start >= c['steps']:
-    progress.say(f'this run is complete: {start} of {c["steps"]} steps')
+  sample = sampler(run)
+  undone = _undone(run, path.path, feed, sample) if start >= c['steps'] else {}
+  if start >= c['steps'] and (start > c['steps'] or not any(undone.values())):
+    progress.say(f'this run is complete: it has {start} steps, config.steps={c["steps"]}')
     checkpoints.close()
     return 0
-  sample = sampler(run)
   try:
     with (
       Tracker(
@@ -138,11 +137,12 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
         started=started,
       )
       with stop.held():
-        state = trainer.train(state, stop)
+        state = trainer.train(state, stop, undone)
       if stop.signal is not None:
         return exits.RETRY
-      if c['eval']['tasks']:
-        score(run, state.params, state.vars, c['eval']['tasks'], tracker, int(state.step))
+      parts = tasks(c['eval']['tasks'], 'eval.tasks')
+      parts = {k: v for k, v in parts.items() if not undone or k in undone['tasks']}
+      score(run, state.params, state.vars, parts, tracker, int(state.step))
   finally:
     if c['report'] and active:
       _report(path.path)
@@ -150,6 +150,22 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
     progress.say('sample:\n' + sample(state.params, state.vars, int(state.step)))
   progress.say(f'done: {path.path / "report.html"}' if c['report'] else f'done: {path.path}')
   return 0
+
+
+def _undone(run, path: pathlib.Path, feed, sample) -> dict[str, Any]:
+  """What a stop at the last step, or after it, kept from being done, by the metrics: whether the
+  evaluation and the sample, and the names of tasks.
+  """
+  c = run.config
+  read = lambda: [m for m in read_metrics(path) if m['step'] == c['steps']]
+  lines = processes.from_primary(read)
+  done = {m['kind'] for m in lines}
+  scored = {m.get('task') for m in lines if m['kind'] == 'task'}
+  return dict(
+    eval=feed.has_valid and 'eval' not in done,
+    sample=sample is not None and bool(c['sample']['tokens']) and 'sample' not in done,
+    tasks=[k for k in tasks(c['eval']['tasks'], 'eval.tasks') if k not in scored],
+  )
 
 
 def _report(path: pathlib.Path):
@@ -184,22 +200,35 @@ def language_model(run: build_lib.Run, params, vars):
 def evaluate(workdir: str, names: str, *, allow_code: bool = False) -> int:
   """--eval: scores the best checkpoint, prints a table, and adds the scores to metrics.jsonl."""
   compilation_cache()
-  run, params, vars, step = restore.load(workdir, allow_code=allow_code)
-  with Tracker(workdir, tensorboard=False) as tracker:
-    score(run, params, vars, names, tracker, step)
-  _report(pathlib.Path(workdir))
+  path = rundir.local(workdir)
+  run, params, vars, step = restore.load(path, allow_code=allow_code)
+  parts = tasks(names)
+  with Tracker(path, tensorboard=False) as tracker:
+    score(run, params, vars, parts, tracker, step)
+  _report(path)
   return 0
 
 
-def score(run, params, vars, names: str, tracker, step: int):
-  """Runs evals given as 'a,b' or as a chain of specs."""
+def tasks(names: str, key: str = '') -> dict[str, Any]:
+  """Evals given as 'a,b' or as a chain of specs, by name. Raises ValueError, that names the key of
+  the config, where one lacks its files.
+  """
   from lmjax import registry
 
+  if not names:
+    return {}
   spec = ' | '.join(f'{n.strip()}()' for n in names.split(',')) if '(' not in names else names
-  parts = registry.make_chain('eval', spec)
+  make = lambda: {k: part() for k, part in registry.make_chain('eval', spec).items()}
+  return config_lib.named(key, make, value=names) if key else make()
+
+
+def score(run, params, vars, parts: dict[str, Any], tracker, step: int):
+  """Runs evals and logs what they find."""
+  if not parts:
+    return
   model = language_model(run, params, vars)
   for name, part in parts.items():
-    for s in part().run(model):
+    for s in part.run(model):
       error = '' if s.stderr is None else f' ± {s.stderr:.4f}'
       progress.say(f'{name}: {s.name} {s.value:.4f}{error}')
       tracker.log(

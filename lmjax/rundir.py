@@ -18,11 +18,14 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import socket
 import subprocess
 import sys
 from typing import Any, Mapping, Sequence
+
+from lmjax import files
 
 FILES = (
   'config.json',
@@ -39,12 +42,13 @@ FILES = (
 PACKAGES = ('lmjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _SHOWN = 5
 _ABSENT = object()
+_HELD: set[tuple[int, int]] = set()  # lock files that this process holds: device, inode
 
 
 @dataclasses.dataclass
 class RunDir:
   """An opened run directory. `resumed` says that it was there before; `config` is the one it was
-  started with.
+  started with, until `adopt`.
   """
 
   path: pathlib.Path
@@ -52,10 +56,20 @@ class RunDir:
   fingerprint: str
   resumed: bool
   lock: Any = dataclasses.field(default=None, repr=False)
+  forced: dict[str, Any] | None = None  # the config that takes the place of the old one
 
   @property
   def checkpoints(self) -> pathlib.Path:
     return self.path / 'checkpoints'
+
+  def adopt(self) -> None:
+    """Makes a forced config that of the directory, once its checkpoint is known to fit; the old one
+    is kept as `config.<n>.json`.
+    """
+    if self.forced is not None:
+      with files.kept(self.path / 'config.json'):
+        self.config = _write_identity(self.path, self.forced, self.fingerprint)
+      self.forced = None
 
   def close(self) -> None:
     """Lets another process use the directory."""
@@ -79,7 +93,7 @@ def open_rundir(
   Args:
     config: the resolved config, nested dictionaries of JSON values (tuples become lists).
     fingerprint: equal for configs that may continue each other.
-    force: accept another fingerprint; the old config is kept as `config.<n>.json`.
+    force: accept another fingerprint; the directory keeps its own until `adopt`.
     write: False on all processes but the first, which then only check.
     ignore: keys (or prefixes of them) that the fingerprint leaves out, not to be named as the
       difference.
@@ -89,38 +103,57 @@ def open_rundir(
     ValueError: the directory belongs to another config (differing keys named), holds files of
       another program that lmjax would write, is in use by another process, or cannot be written.
   """
-  path = _local(workdir)
+  path = local(workdir)
   config = json.loads(json.dumps(config))
-  resumed = (path / 'fingerprint.txt').exists()
+  resumed, forced = (path / 'fingerprint.txt').exists(), None
   if resumed:
-    _check_same(path, config, fingerprint, force=force, ignore=ignore)
+    same = _check_same(path, config, fingerprint, force=force, ignore=ignore)
+    forced = None if same else config
   else:
     _check_free(path)
   if not write:
     return RunDir(path, config, fingerprint, resumed)
+  make(path)
+  lock = None
   try:
-    path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
-    config = _write_identity(path, config, fingerprint)
+    config = read_config(path) if forced else _write_identity(path, config, fingerprint)
     _append_command(path, command)
     _append_versions(path)
+  except BaseException as e:
+    if lock is not None:
+      lock.close()
+    if isinstance(e, OSError):
+      raise _unwritable(path, e) from None
+    raise
+  return RunDir(path, config, fingerprint, resumed, lock, forced)
+
+
+def make(path: pathlib.Path) -> None:
+  """Makes a run directory where there is none; raises ValueError where it cannot be."""
+  try:
+    path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
-    raise ValueError(
-      f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
-      'give a directory that you may write to'
-    ) from None
-  return RunDir(path, config, fingerprint, resumed, lock)
+    raise _unwritable(path, e) from None
+
+
+def _unwritable(path: pathlib.Path, e: OSError) -> ValueError:
+  return ValueError(
+    f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
+    'give a directory that you may write to'
+  )
 
 
 def read_config(workdir: Any) -> dict[str, Any]:
   """The resolved config of a run directory; raises ValueError when it is not one."""
-  path = pathlib.Path(workdir) / 'config.json'
+  path = local(workdir) / 'config.json'
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as e:
-    raise ValueError(
-      f'{str(workdir)!r} is not a run directory of lmjax: {path} cannot be read ({e})'
-    ) from None
+    config = files.read_json(path)
+  except ValueError as e:
+    raise ValueError(f'{str(workdir)!r} is not a run directory of lmjax: {e}') from None
+  if not isinstance(config, dict):
+    raise ValueError(f'{path} holds no config: {str(config)[:60]} is not an object')
+  return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -134,7 +167,8 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 # ------------------------------------------------------------------ checks
 
 
-def _local(workdir: Any) -> pathlib.Path:
+def local(workdir: Any) -> pathlib.Path:
+  """The absolute path that a workdir means, `~` included; raises ValueError where it means none."""
   text = os.fspath(workdir)
   if not text:
     raise ValueError('workdir is empty; give a directory, as in --workdir=runs/first')
@@ -142,13 +176,24 @@ def _local(workdir: Any) -> pathlib.Path:
     raise ValueError(
       f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount'
     )
-  path = pathlib.Path(text).expanduser().absolute()
-  for p in (path, *path.parents):
-    if p.exists():
-      if not p.is_dir():
-        raise ValueError(f'workdir {text!r}: {str(p)!r} is a file; give a directory')
-      break
+  try:
+    path = pathlib.Path(text).expanduser().absolute()
+    there = next(p for p in (path, *path.parents) if _exists(p))
+  except (OSError, ValueError, RuntimeError) as e:  # too long, a null byte, nobody's home
+    why = getattr(e, 'strerror', None) or e
+    raise ValueError(f'workdir {text[:60]!r} is no path: {why}') from None
+  if not there.is_dir():
+    raise ValueError(f'workdir {text!r}: {str(there)!r} is a file; give a directory')
   return path
+
+
+def _exists(path: pathlib.Path) -> bool:
+  """Raises what `Path.exists` hides in some versions of Python."""
+  try:
+    os.stat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  return True
 
 
 def _check_free(path: pathlib.Path) -> None:
@@ -162,10 +207,11 @@ def _check_free(path: pathlib.Path) -> None:
 
 def _check_same(
   path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]
-) -> None:
-  old = (path / 'fingerprint.txt').read_text(encoding='utf-8').strip()
+) -> bool:
+  """Whether the fingerprints are equal; raises ValueError where they are not and must be."""
+  old = _fingerprint(path)
   if old == fingerprint or force:
-    return
+    return old == fingerprint
   changed = _differences(path, config, ignore)
   what = (
     '; '.join(changed[:_SHOWN])
@@ -177,6 +223,16 @@ def _check_same(
     'Give another --workdir, '
     f'or start from that run with --config.init_from={path}'
   )
+
+
+def _fingerprint(path: pathlib.Path) -> str:
+  text = files.read_text(path / 'fingerprint.txt').strip()
+  if not re.fullmatch(r'[0-9a-f]{1,64}', text):
+    raise ValueError(
+      f'{path / "fingerprint.txt"} is damaged: {text[:40]!r} is no fingerprint of a config; '
+      'restore the file or give another --workdir'
+    )
+  return text
 
 
 def _differences(path: pathlib.Path, config: dict, ignore: Sequence[str]) -> list[str]:
@@ -214,26 +270,41 @@ def _lock(path: pathlib.Path) -> Any:
     import fcntl
   except ImportError:
     return None
-  me = f'process {os.getpid()} on {socket.gethostname()}'
-  file = open(path / '.lock', 'a+', encoding='utf-8')
+  file = open(path / '.lock', 'a+', encoding='utf-8', errors='replace')
+  at = os.fstat(file.fileno())
+  lock = _Lock(file, (at.st_dev, at.st_ino))
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     file.seek(0)
-    holder = file.read().strip()
+    holder = file.read(200).strip()
     file.close()
-    if holder != me:
+    if lock.key not in _HELD:  # pid and host do not tell: containers share them
       raise ValueError(
         f'workdir {str(path)!r} is in use by {holder or "another process"}; '
         'stop it or give another --workdir'
       ) from None
     return None
   except OSError:
-    return file
-  file.truncate(0)
-  file.write(me)
-  file.flush()
-  return file
+    return lock
+  _HELD.add(lock.key)
+  with contextlib.suppress(OSError):  # a full disk
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+  return lock
+
+
+class _Lock:
+  """A directory that this process holds until `close`."""
+
+  def __init__(self, file: Any, key: tuple[int, int]):
+    self._file, self.key = file, key
+
+  def close(self) -> None:
+    _HELD.discard(self.key)
+    with contextlib.suppress(OSError):
+      self._file.close()
 
 
 # ------------------------------------------------------------------ records
@@ -244,14 +315,14 @@ def _write_identity(path: pathlib.Path, config: dict, fingerprint: str) -> dict:
   config that counts.
   """
   mark, file = path / 'fingerprint.txt', path / 'config.json'
-  forced = mark.exists() and mark.read_text(encoding='utf-8').strip() != fingerprint
+  forced = mark.exists() and _fingerprint(path) != fingerprint
   if forced and file.exists():
     n = next(n for n in range(1, 10**6) if not (path / f'config.{n}.json').exists())
     file.rename(path / f'config.{n}.json')
   if forced or not mark.exists():
-    _write(mark, fingerprint + '\n')
+    files.write(mark, fingerprint + '\n')
   if not file.exists():
-    _write(file, json.dumps(config, indent=2) + '\n')
+    files.write(file, json.dumps(config, indent=2) + '\n')
   return read_config(path)
 
 
@@ -263,13 +334,17 @@ def _append_command(path: pathlib.Path, command: Sequence[str] | None) -> None:
 
 def _append_versions(path: pathlib.Path) -> None:
   file, now = path / 'versions.json', versions()
-  try:
-    past = json.loads(file.read_text(encoding='utf-8')) if file.exists() else []
-  except ValueError:
-    past = [{'unreadable': file.read_text(encoding='utf-8', errors='replace')}]
+  past = []
+  if file.exists():
+    try:
+      past = files.read_json(file)
+      if not isinstance(past, list) or not all(isinstance(v, dict) for v in past):
+        raise ValueError('not a list of objects')
+    except ValueError:  # a record, which nothing depends on
+      past = [{'unreadable': file.read_bytes()[: 1 << 20].decode('utf-8', 'replace')}]
   if not past or {k: v for k, v in past[-1].items() if k != 'time'} != now:
     time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-    _write(file, json.dumps([*past, {'time': time, **now}], indent=2) + '\n')
+    files.write(file, json.dumps([*past, {'time': time, **now}], indent=2) + '\n')
 
 
 def versions() -> dict[str, Any]:
@@ -322,9 +397,3 @@ def _commit(folder: pathlib.Path) -> dict[str, Any]:
     }
   except (OSError, subprocess.SubprocessError):
     return {'commit': None, 'dirty': None}
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(text, encoding='utf-8')
-  partial.replace(path)

@@ -1,20 +1,30 @@
-"""Being told to stop: SIGINT and SIGTERM.
+"""Being told to stop: SIGINT, SIGTERM, and SIGHUP where the terminal is gone.
 
 While a step loop holds them back (`with stop.held()`), the first one is a flag that the loop looks
 at after each step; a second SIGTERM changes nothing (schedulers repeat it), a second SIGINT
 interrupts at once. Anywhere else in a run there is nothing to save and the first one ends the
-process, with the exit status for 'start again'.
+process, with the exit status for 'start again'. It is remembered too: a library that swallows what
+it raises cannot keep the run from stopping after its first step.
 """
 
 import contextlib
+import os
 import signal
+import stat
 
 from lmjax import exits
 from lmjax import progress
 
 
+def signals() -> list[int]:
+  """Those that mean stop: not SIGHUP where the process was told to ignore it, as by nohup."""
+  hangup = getattr(signal, 'SIGHUP', None)  # absent on Windows
+  heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+  return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+
+
 class Stop:
-  """Catches the signals within `with`. `signal` is the first one that came while held, or None."""
+  """Catches the signals within `with`. `signal` is the first one that came, or None."""
 
   def __init__(self):
     self.signal: int | None = None
@@ -22,7 +32,7 @@ class Stop:
 
   def __enter__(self):
     self._old = {}
-    for s in (signal.SIGINT, signal.SIGTERM):
+    for s in signals():
       try:
         self._old[s] = signal.signal(s, self._catch)
       except ValueError:  # not the main thread: notebooks and tests
@@ -46,6 +56,8 @@ class Stop:
     del frame
     again, self.signal = self.signal is not None, self.signal or number
     name = signal.Signals(number).name
+    if number == getattr(signal, 'SIGHUP', None):
+      _leave_terminal()
     if not self._held:
       raise exits.Ended(exits.RETRY, f'stopped by {name}; there was nothing to save')
     if not again:
@@ -54,3 +66,11 @@ class Stop:
       raise KeyboardInterrupt
     else:
       progress.say(f'{name}: already stopping')
+
+
+def _leave_terminal() -> None:
+  """What is said from here on goes nowhere: writing to a terminal that is gone fails."""
+  for fd in (1, 2):
+    with contextlib.suppress(OSError):
+      if stat.S_ISCHR(os.fstat(fd).st_mode):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), fd)

@@ -7,6 +7,7 @@ a line {"kind": "resume", "step": k}, and the reader leaves out what an earlier,
 logged after step k.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -17,6 +18,8 @@ from typing import Any, Mapping
 
 import numpy as np
 
+from lmjax import exits
+
 FILE = 'metrics.jsonl'
 _IDENTITY = ('kind', 'step', 'name', 'prompt', 'index')
 _TEXT = ('text', 'prompt', 'name', 'kind')
@@ -24,7 +27,7 @@ _ODD = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 _LOG = logging.getLogger(__name__)
 
 
-class TrackingError(RuntimeError):
+class TrackingError(exits.DiskError):
   """A line of metrics could not be written (disk); the message names the file."""
 
 
@@ -50,8 +53,10 @@ class Tracker:
     self._file = self._tb = self._open_tb = None
     if not active:
       return
-    _end_last_line(self.path)
-    self._file = open(self.path, 'a', encoding='utf-8', buffering=1)
+    # Not buffered: what could not be written is not tried again later, in a wrong place.
+    with _written(self.path):
+      self._torn = _torn(self.path)
+      self._file = open(self.path, 'ab', buffering=0)
     # Opened at the first line: the import takes seconds where tensorboardX finds torch.
     self._open_tb = (lambda: _Events(self.path.parent / 'tb', resume_step)) if tensorboard else None
     if resume_step is not None:
@@ -73,16 +78,21 @@ class Tracker:
       k: _plain(v) for k, v in values.items()
     }
     text = json.dumps(jsonable(line), allow_nan=False) + '\n'
-    try:
-      self._file.write(text)
-    except OSError as e:
-      raise TrackingError(f'{self.path} cannot be written: {e.strerror or e}') from e
+    with _written(self.path):
+      self._write(text)
     if kind == 'resume':
       return
     if self._open_tb is not None:
       self._tb, self._open_tb = _guarded(self._open_tb), None
     if self._tb is not None and not _guarded(lambda: self._tb.log(line)):
       self._tb = None
+
+  def _write(self, text: str) -> None:
+    data = memoryview((b'\n' if self._torn else b'') + text.encode())
+    self._torn = True
+    while data:
+      data = data[self._file.write(data) :]
+    self._torn = False
 
   def resumed(self, step: int) -> None:
     """From here on the run goes on from `step`: what was logged after it no longer counts."""
@@ -91,9 +101,10 @@ class Tracker:
       self._tb = None
 
   def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    file, self._file = self._file, None
+    if file is not None:
+      with contextlib.suppress(OSError):  # every line was written, or its failure was raised
+        file.close()
     if self._tb is not None:
       _guarded(self._tb.close)
       self._tb = None
@@ -151,6 +162,7 @@ def read_metrics(path: Any) -> list[dict[str, Any]]:
 
   Left out: lines that are not whole (a kill while writing), lines after step k from before a resume
   at k, and all but the last line of the same kind and step (and name, prompt, index, where given).
+  Lines whose kind is no text or whose step is no number are not ours.
   Strings for odd numbers become floats again.
   """
   path = pathlib.Path(path)
@@ -162,6 +174,8 @@ def read_metrics(path: Any) -> list[dict[str, Any]]:
     try:
       line = json.loads(text)
       step = line['step']
+      if type(step) is not int or not 0 <= step < 1 << 53 or not isinstance(line['kind'], str):
+        continue
       key = tuple(line.get(k) for k in _IDENTITY)
       hash(key)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -174,15 +188,23 @@ def read_metrics(path: Any) -> list[dict[str, Any]]:
   return list(out.values())
 
 
-def _end_last_line(path: pathlib.Path) -> None:
-  """A kill can leave half a line: it is ended, so that the next line stays whole; the reader skips
-  it.
+@contextlib.contextmanager
+def _written(path: pathlib.Path):
+  try:
+    yield
+  except OSError as e:
+    raise TrackingError(f'{path} cannot be written: {e.strerror or e}') from e
+
+
+def _torn(path: pathlib.Path) -> bool:
+  """Whether half a line is at the end, as a kill leaves it: the next one begins with a line break,
+  and the reader skips the half.
   """
-  if path.exists() and path.stat().st_size:
-    with open(path, 'rb+') as f:
-      f.seek(-1, os.SEEK_END)
-      if f.read(1) != b'\n':
-        f.write(b'\n')
+  if not path.exists() or not path.stat().st_size:
+    return False
+  with open(path, 'rb') as f:
+    f.seek(-1, os.SEEK_END)
+    return f.read(1) != b'\n'
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,11 @@ import time
 from lmjax import exits
 
 
+COMPILING = (
+  1800.0  # seconds that a step may take which compiles, or makes a sample, whatever is set
+)
+
+
 class Watchdog:
   """Speaks when `beat` was not called for some seconds, and again after each such time.
 
@@ -24,13 +29,16 @@ class Watchdog:
     self._seconds, self._end, self._process = seconds, end, process
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
-    self.beat('the run began')
+    self.beat('the watchdog was made')
 
-  def beat(self, what: str) -> None:
-    """Something moved; `what` is named if nothing does after it."""
-    self._last = time.monotonic(), what
+  def beat(self, what: str, *, slow: bool = False) -> None:
+    """Something moved; `what` is named if nothing does after it. slow: what follows may take longer
+    than is set.
+    """
+    self._last = time.monotonic(), what, max(self._seconds, COMPILING if slow else 0)
 
   def __enter__(self):
+    self.beat('training began')
     if self._seconds:
       self._thread.start()
     return self
@@ -41,11 +49,11 @@ class Watchdog:
   def _watch(self) -> None:
     told = 0
     while not self._closed.wait(min(self._seconds / 4, 10)):
-      since, what = self._last
+      since, what, allowed = self._last
       silent = time.monotonic() - since
-      if silent < self._seconds:
+      if silent < allowed:
         told = 0
-      elif silent >= (told + 1) * self._seconds:
+      elif silent >= allowed + told * self._seconds:
         told += 1
         self._tell(silent, what)
 

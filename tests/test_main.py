@@ -7,10 +7,15 @@ import pathlib
 
 import pytest
 
+from lmjax import exits
 from lmjax import loop
 from lmjax import main as main_lib
+from lmjax import run as run_lib
 from lmjax import sample
+from lmjax.checkpoint import Checkpointer
 from lmjax.tracking import read_metrics
+from lmjax.tracking import Tracker
+from lmjax.tracking import TrackingError
 
 TINY = [
   '--config.model.width=16',
@@ -99,9 +104,9 @@ def test_stopped_and_resumed_equals_straight(finished, tmp_path, monkeypatch):
 
   original_train = loop.Trainer.train
 
-  def train(self, state, stop):
+  def train(self, state, stop, *rest):
     self.stop = stop
-    return original_train(self, state, stop)
+    return original_train(self, state, stop, *rest)
 
   monkeypatch.setattr(loop.Trainer, 'train', train)
   monkeypatch.setattr(loop.Trainer, '_periodic', stop_at_3)
@@ -116,6 +121,167 @@ def test_stopped_and_resumed_equals_straight(finished, tmp_path, monkeypatch):
   assert pick(tmp_path / 'w') == pick(workdir)
   evals = lambda w: [(m['step'], m['loss'], m['bits_per_byte']) for m in lines(w, 'eval')]
   assert evals(tmp_path / 'w') == evals(workdir)
+
+
+def task(text):
+  return f'--config.eval.tasks=perplexity(path="{text}")'
+
+
+@pytest.mark.parametrize('when', ['evaluate', '_sample', 'score'])
+def test_what_a_stop_left_of_the_end_is_done(finished, tmp_path, monkeypatch, capsys, when):
+  """Stopped after the last save: the same command evaluates, samples, scores and reports."""
+  workdir, data = tmp_path / 'w', [*finished[1], task(finished[0].parent / 'text.txt')]
+  place = run_lib if when == 'score' else loop.Trainer
+  original = getattr(place, when)
+
+  def stopped(*args, **kw):
+    if when == 'score' or args[2] == 6:
+      assert (workdir / 'checkpoints/6').exists() or when != 'score'
+      raise exits.Ended(exits.RETRY, 'stopped by a signal')
+    return original(*args, **kw)
+
+  monkeypatch.setattr(place, when, stopped)
+  assert run(workdir, *data) == 75
+  monkeypatch.setattr(place, when, original)
+  assert not lines(workdir, 'task')
+  (workdir / 'report.html').unlink()
+  assert run(workdir, *data) == 0
+  err = capsys.readouterr().err
+  assert 'resumed at step 6' in err and 'sample:' in err
+  assert [m['step'] for m in lines(workdir, 'train')] == [1, 2, 3, 4, 5, 6]
+  assert [(m['step'], m['loss']) for m in lines(workdir, 'eval')] == [
+    (m['step'], m['loss']) for m in lines(finished[0], 'eval')
+  ]
+  assert [m['step'] for m in lines(workdir, 'sample')] == [3, 6]
+  assert {m['task'] for m in lines(workdir, 'task')} == {'perplexity'}
+  assert (workdir / 'report.html').exists()
+  scores = Checkpointer(workdir / 'checkpoints').scores(6)
+  assert scores == {'loss': lines(workdir, 'eval')[-1]['loss']}
+  before = (workdir / 'metrics.jsonl').read_text()
+  assert run(workdir, *data) == 0 and (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_what_only_looks_cannot_cost_the_step(finished, tmp_path, monkeypatch):
+  """Out of memory in a sample of the last step: it is saved."""
+
+  def exhausted(*_):
+    raise MemoryError('a sample of 10^9 tokens')
+
+  monkeypatch.setattr(loop.Trainer, '_sample', exhausted)
+  with pytest.raises(MemoryError):
+    run(tmp_path / 'w', *finished[1], '--config.sample.every=0', '--config.checkpoint_every=0')
+  assert Checkpointer(tmp_path / 'w/checkpoints').steps() == [6]
+
+
+def test_a_task_without_its_file_is_told_before_training(tmp_path, capsys):
+  assert run(tmp_path / 'w', task('/no/such/file.txt')) == 2
+  err = capsys.readouterr().err
+  assert 'config.eval.tasks=' in err and "'/no/such/file.txt': no such file" in err
+  assert not (tmp_path / 'w').exists()
+
+
+def test_fewer_steps_than_there_are(finished, capsys):
+  constant = ['--config.schedule=constant()', '--config.data.valid=']
+  assert run(finished[0].parent / 'c', *constant, '--config.steps=2') == 0
+  assert run(finished[0].parent / 'c', *constant, '--config.steps=1') == 0
+  assert 'it has 2 steps, config.steps=1' in capsys.readouterr().err
+
+
+def test_a_home_directory_is_one_directory(tmp_path, monkeypatch):
+  """`--workdir='~/x'` in quotes: skips, tokens and checkpoints are all found below HOME."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  more = ['--config.data.valid=', '--config.steps=2', '--skip_batches=1']
+  assert run('~/w', *more) == 0
+  assert (tmp_path / 'w/skips.json').exists() and not list((tmp_path / 'here').iterdir())
+  (tmp_path / 'w/checkpoints/2').rename(tmp_path / 'w/2')
+  (tmp_path / 'w/metrics.jsonl').unlink()
+  assert run('~/w', *more[:-1]) == 0
+  a, b = (Checkpointer(tmp_path / 'w').restore_params(2), None)
+  b = Checkpointer(tmp_path / 'w/checkpoints').restore_params(2)
+  assert a['params']['embed']['table'].tobytes() == b['params']['embed']['table'].tobytes()
+  (tmp_path / 'here/text').write_text('To be')
+  assert main_lib.main(['--workdir=~/w', '--eval=perplexity(path="text")']) == 0
+
+
+def test_a_refused_change_of_config_changes_nothing(tmp_path, capsys):
+  more = ['--config.data.valid=', '--config.steps=2']
+  assert run(tmp_path / 'w', *more) == 0
+  refused = {
+    '--config.model.width=32': 'does not fit',
+    '--config.seed=7': 'config.seed',
+    '--config.batch_tokens=128': 'config.batch_tokens',
+  }
+  for change, why in refused.items():
+    assert run(tmp_path / 'w', *more, change, '--allow_config_change') == 2
+    assert why in capsys.readouterr().err
+    assert run(tmp_path / 'w', *more) == 0
+    assert 'this run is complete' in capsys.readouterr().err
+  assert run(tmp_path / 'w', *more, '--config.peak_lr=0.5', '--allow_config_change') == 0
+  assert run(tmp_path / 'w', *more, '--config.peak_lr=0.5') == 0
+  assert json.loads((tmp_path / 'w/config.1.json').read_text())['peak_lr'] == 0.003
+
+
+@pytest.mark.parametrize('what', ['a full disk', 'a directory'])
+def test_metrics_that_cannot_be_written_end_the_run(tmp_path, capsys, monkeypatch, what):
+  more = ['--config.data.valid=', '--config.steps=4']
+  workdir, file = tmp_path / 'w', tmp_path / 'w/metrics.jsonl'
+  assert run(workdir, *more) == 0
+  (workdir / 'checkpoints/4').rename(workdir / '4')
+  if what == 'a directory':
+    file.rename(workdir / 'kept')
+    file.mkdir()
+  else:
+    full = lambda path, mode, **how: HalfFull() if 'a' in mode else open(path, mode, **how)
+    monkeypatch.setattr('lmjax.tracking.open', full, raising=False)
+  assert run(workdir, *more) == 74
+  assert f'{file} cannot be written' in capsys.readouterr().err
+  (tmp_path / 'text').write_text('To be')
+  score = f'--eval=perplexity(path="{tmp_path / "text"}")'
+  assert main_lib.main([f'--workdir={workdir}', score]) == 74
+  assert f'{file} cannot be written' in capsys.readouterr().err
+
+
+def test_half_a_line_of_metrics_spoils_no_other(tmp_path):
+  """A disk that was full for a moment: what was written of the line is ended, and skipped."""
+  with Tracker(tmp_path, tensorboard=False) as tracker:
+    file, tracker._file = tracker._file, HalfFull()
+    with pytest.raises(TrackingError, match='metrics.jsonl cannot be written: No space left'):
+      tracker.log('train', 1, {'loss': 1.0})
+    file.write(tracker._file.got)
+    tracker._file = file
+    tracker.log('train', 2, {'loss': 2.0})
+  assert [m['step'] for m in read_metrics(tmp_path)] == [2]
+
+
+class HalfFull:
+  """A file on a disk with room for ten bytes."""
+
+  got = b''
+
+  def write(self, data):
+    if self.got:
+      raise OSError(28, 'No space left on device')
+    self.got = bytes(data[:10])
+    return 10
+
+  def close(self):
+    raise OSError(28, 'No space left on device')
+
+
+def test_odd_lines_of_metrics_do_no_harm(finished, tmp_path):
+  more = [*finished[1], '--config.steps=2']
+  assert run(tmp_path / 'w', *more) == 0
+  odd = ['{"kind":"train","step":"abc"}', 'null', '{"kind":5,"step":1}', '[' * 9999, '1']
+  odd += ['{"kind":"train","step":1e999}', '{"kind":"train","step":%d}' % 10**400, '{"step":1}']
+  odd += ['{"kind":"train","step":2,"loss":{"a":[1]},"time":"x","tokens":"y"}']
+  with open(tmp_path / 'w/metrics.jsonl', 'a') as f:
+    f.write('\n'.join(odd))
+  (tmp_path / 'w/checkpoints/2').rename(tmp_path / 'w/2')
+  assert run(tmp_path / 'w', *more) == 0
+  assert (tmp_path / 'w/report.html').exists()
 
 
 def test_changed_data_is_refused_on_resume(tmp_path, capsys):
@@ -192,6 +358,12 @@ BAD = {
     'config.data.train',
   ),
   'remat of no tensor': ('--config.model.remat=names(mixer_outt)', 'mixer_out'),
+  'a huge window': ('--config.guard=spikes(window=1000000000)', 'at most 1000000 steps'),
+  'a huge sample': ('--config.sample.tokens=1000000000', 'at most 100000 is expected'),
+  'batches without end': ('--config.data.prefetch=1000000000', 'at most 10000 is expected'),
+  'a tower': ('--config.model.depth=1000000', 'at most 10000 is expected'),
+  'a huge batch to skip': ('--skip_batches=5:99999999999999999999', '--skip_batches=5:999'),
+  'no such port': ('--coordinator=127.0.0.1:99999', 'a port from 1 to 65535'),
   'too many devices': ('--config.mesh.data=7', 'config.mesh asks for 7 devices'),
 }
 

@@ -263,6 +263,13 @@ def test_a_missing_workdir_is_one_sentence(tmp_path, capsys):
   assert err.startswith('error: ') and 'is not a directory' in err and err.count('\n') == 1
 
 
+@pytest.mark.parametrize('out', ['', 'a\0b', '.'])
+def test_a_target_without_a_name_is_one_sentence(tmp_path, capsys, out):
+  assert report.main([str(tmp_path), f'--out={out}']) == 2
+  err = capsys.readouterr().err
+  assert err.startswith('error: --out=') and err.count('\n') == 1
+
+
 def test_the_script_parses(tmp_path):
   node = shutil.which('node')
   if node is None:

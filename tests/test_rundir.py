@@ -73,8 +73,11 @@ def test_at_most_five_keys_are_named(tmp_path):
 
 
 def test_force_keeps_the_old_config(tmp_path):
+  """The directory changes hands once the caller says that the checkpoint fits, not before."""
   _open(tmp_path)
   run = _open(tmp_path, {'steps': 99}, 'bb', force=True)
+  assert _open(tmp_path).config['steps'] == 10 and not (tmp_path / 'config.1.json').exists()
+  run.adopt()
   assert run.config == {'steps': 99} and rundir.read_config(tmp_path) == {'steps': 99}
   assert json.loads((tmp_path / 'config.1.json').read_text())['steps'] == 10
   assert _open(tmp_path, {'steps': 99}, 'bb').resumed
@@ -107,12 +110,49 @@ def test_a_directory_of_another_program_is_refused(tmp_path, name):
     ('gs://bucket/run', 'not a local directory'),
     ('/dev/null', 'is a file'),
     ('/dev/null/run', 'is a file'),
+    ('a' * 300, "workdir 'aaa.* is no path: File name too long"),
+    ('a\0b', r"workdir 'a.x00b' is no path: embedded null byte"),
+    ('~nobody-of-this-name/x', 'workdir .* is no path'),
   ],
 )
 def test_unusable_paths_get_one_sentence(bad, why):
   with pytest.raises(ValueError, match=why) as e:
     _open(bad)
   assert '\n' not in str(e.value)
+
+
+def test_the_home_directory_is_meant_everywhere(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert _open('~/x').path == tmp_path / 'x'
+  assert rundir.read_config('~/x')['steps'] == 10
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'a b', b'"', None])
+def test_a_damaged_fingerprint_is_named(tmp_path, content):
+  _open(tmp_path)
+  mark = tmp_path / 'fingerprint.txt'
+  mark.unlink()
+  mark.mkdir() if content is None else mark.write_bytes(content)
+  for force in (False, True):
+    with pytest.raises(ValueError, match='fingerprint.txt'):
+      _open(tmp_path, force=force)
+
+
+@pytest.mark.parametrize('content', [b'[1]', b'{"a": 1}', b'\xff', b'[' * 100_000, b'null'])
+def test_unreadable_versions_are_kept_as_text(tmp_path, content):
+  _open(tmp_path)
+  (tmp_path / 'versions.json').write_bytes(content)
+  _open(tmp_path)
+  old, new = json.loads((tmp_path / 'versions.json').read_text())
+  assert old['unreadable'] == content.decode('utf-8', 'replace') and 'jax' in new
+
+
+@pytest.mark.parametrize('content', ['[' * 100_000, '[1]', '{'])
+def test_an_unreadable_config_is_named(tmp_path, content):
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(ValueError, match='config.json') as e:
+    rundir.read_config(tmp_path)
+  assert len(str(e.value)) < 400
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
@@ -143,6 +183,18 @@ def test_two_processes_cannot_share_a_directory(tmp_path):
   assert refused.returncode and f'in use by process {os.getpid()} on' in refused.stderr
   held.close()
   assert other().returncode == 0
+
+
+def test_processes_of_equal_names_cannot_share_a_directory(tmp_path):
+  """As in two containers: both are process 1 on a host of the same name."""
+  held = rundir.open_rundir(tmp_path, CONFIG, 'aa')
+  code = f'import os\nos.getpid = lambda: {os.getpid()}\nfrom lmjax import rundir\n'
+  code += f'rundir.open_rundir({str(tmp_path)!r}, {CONFIG!r}, "aa")'
+  other = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+  assert other.returncode and f'in use by process {os.getpid()} on' in other.stderr
+  again = rundir.open_rundir(tmp_path, CONFIG, 'aa')  # this process may
+  again.close()
+  held.close()
 
 
 def test_the_commit_is_that_of_this_code(tmp_path):

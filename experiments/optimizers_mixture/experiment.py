@@ -68,6 +68,7 @@ GPU = {  # 16M parameters in the layers and 64M in the tables: 28M and 56M token
   'data.length': 512,
   'batch_tokens': 65536,
 }
+POD = {**GPU, 'mesh.data': -1}  # one slice a trial, its chips share the batch
 SMOKE = {
   'model.width': 32,
   'model.depth': 1,
@@ -101,6 +102,7 @@ def get_experiment():
     changes=MODEL,
     scales={
       'gpu': Scale(budgets=(427, 854), changes=GPU, hours=2, gpus=1),
+      'pod': Scale(budgets=(427, 854), changes=POD, hours=8, gpus=16),
       'smoke': Scale(budgets=(4, 8), changes=SMOKE, hours=1),
     },
   )

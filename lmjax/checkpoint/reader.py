@@ -74,10 +74,10 @@ class Reader:
     """The cursor saved with a step; raises ValueError where it is damaged."""
 
     def read():
-      self._read(step)
       where = self.directory / str(step)
-      if problems := manifest.verify(where, below='cursor/'):
+      if manifest.exists(where) and (problems := manifest.verify(where, below='cursor/')):
         raise self._damaged(step, problems, resume=True)
+      self._read(step)
       return arrays.cursor(where)
 
     return processes.from_primary(read)

@@ -21,6 +21,7 @@ from typing import Any, Mapping
 import jax
 import orbax.checkpoint as ocp
 
+from lmjax import exits
 from lmjax import rundir
 from lmjax.checkpoint import manifest
 from lmjax.checkpoint import reader
@@ -32,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 _VERSIONS = ('jax', 'orbax-checkpoint', 'numpy')
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(exits.DiskError):
   """A save failed (disk, network); the message names the step and the directory."""
 
 
@@ -68,6 +69,8 @@ class Checkpointer(reader.Reader):
     self._error: BaseException | None = None
     self._begun: int | None = None  # the step for which room was made; process 0 knows
     self._mine: set[int] = set()  # saved or restored by this object
+    self._late: dict[str, float] | None = None  # scores for the save under way; None: too late
+    self._late_lock = threading.Lock()
     self.completed: int | None = None
     self.blocked = 0.0
     self.last_seconds: float | None = None
@@ -124,7 +127,7 @@ class Checkpointer(reader.Reader):
     except Exception as e:
       self._abandon(step)
       raise CheckpointError(f'saving step {step} to {self.directory} failed: {e}') from e
-    self._saving = step
+    self._saving, self._late = step, {}
     described = {k: tree_lib.describe(v) for k, v in leaves.items()}
     # Not a daemon: a save that was started is finished even if the run ends without `close`.
     self._thread = threading.Thread(
@@ -133,6 +136,24 @@ class Checkpointer(reader.Reader):
       name=f'checkpoint-{step}',
     )
     self._thread.start()
+
+  def score(self, step: int, scores: Mapping[str, float]) -> None:
+    """Adds scores to a step that this object saved or restored, now or when its save is complete,
+    which is not waited for: what fails then is raised by the next call.
+    """
+    scores = {k: float(v) for k, v in scores.items()}
+    if self._thread is None:
+      if step in self._mine:
+        self._add_scores(step, scores)
+    elif step == self._saving and scores and jax.process_index() == 0:
+      with self._late_lock:
+        if self._late is not None:
+          self._late |= scores
+        elif self._error is None:
+          try:
+            self._put_scores(step, scores)
+          except (OSError, ValueError) as e:
+            self._error = e
 
   def poll(self) -> None:
     """Raises what a background save met, if it has ended; never blocks. Several processes learn it
@@ -186,6 +207,9 @@ class Checkpointer(reader.Reader):
         )
       self.last_seconds = time.monotonic() - start
       if jax.process_index() == 0:
+        with self._late_lock:
+          late, self._late = self._late, None
+          self._put_scores(step, late)
         self._retain(step)
     except BaseException as e:  # kept for the training thread, whatever it is
       self._error = e
@@ -205,16 +229,17 @@ class Checkpointer(reader.Reader):
         saver.close()
 
   def _add_scores(self, step: int, scores: dict) -> None:
-    def add():
-      body = manifest.read(self.directory / str(step))
-      manifest.put(self.directory / str(step), body | {'scores': body['scores'] | scores})
-
     try:
-      processes.from_primary(lambda: add() if scores else None)
+      processes.from_primary(lambda: self._put_scores(step, scores))
     except (OSError, ValueError) as e:
       raise CheckpointError(
         f'saving the scores of step {step} to {self.directory} failed: {e}'
       ) from e
+
+  def _put_scores(self, step: int, scores: Mapping[str, float]) -> None:
+    if scores:
+      body = manifest.read(self.directory / str(step))
+      manifest.put(self.directory / str(step), body | {'scores': body['scores'] | scores})
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict]:
     out = super().restore(step, like)

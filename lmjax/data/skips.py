@@ -11,7 +11,11 @@ import pathlib
 import re
 from typing import Any, Iterable
 
+from lmjax import files
+
 FILE = 'skips.json'
+REWIND = 'rewind'  # how the reason of an entry begins that a rewind made
+MOST = 10**12  # batches of a stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +47,31 @@ class Skips:
     """The ranges as far as they lie before a batch."""
     return Skips(tuple((a, min(b, batch)) for a, b in self.ranges if a < batch))
 
+  def past(self, updates: int) -> 'Skips':
+    """What lies before the last of the batches that so many updates saw."""
+    return self.before(self.batch(updates - 1)) if updates else Skips()
+
+  def joined(self, other: 'Skips') -> 'Skips':
+    return Skips.of([*self.ranges, *other.ranges])
+
+  def __str__(self):
+    """'1200:1400, 1512:1513'."""
+    return ', '.join(f'{a}:{b}' for a, b in self.ranges) or 'none'
+
 
 def parse(text: str) -> list[tuple[int, int]]:
   """'1200:1400, 1512' -> [(1200, 1400), (1512, 1513)]. Raises ValueError naming the piece."""
   out = []
   for piece in text.split(','):
-    found = re.fullmatch(r'\s*(\d+)(?::(\d+))?\s*', piece)
-    start, stop = (found[1], found[2] or int(found[1]) + 1) if found else (0, 0)
-    if not int(start) < int(stop):
+    found = re.fullmatch(r'\s*(\d{1,13})(?::(\d{1,13}))?\s*', piece)
+    start = int(found[1]) if found else 0
+    stop = int(found[2] or start + 1) if found else 0
+    if not start < stop <= MOST:
       raise ValueError(
-        f'skip_batches={text!r}: {piece.strip()!r} is not a batch, as in 1512, nor a range with '
-        'its end left out, as in 1200:1400'
+        f'--skip_batches={text:.60}: {piece.strip()[:60]!r} is not a batch, as in 1512, nor a '
+        f'range with its end left out, as in 1200:1400; {MOST} is the largest end'
       )
-    out.append((int(start), int(stop)))
+    out.append((start, stop))
   return out
 
 
@@ -64,27 +80,27 @@ def entries(workdir: Any) -> list[dict[str, Any]]:
   path = pathlib.Path(workdir) / FILE
   if not path.exists():
     return []
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-    whole = all(type(e[k]) is int for e in found for k in ('start', 'stop'))
-    if not whole or any(not 0 <= e['start'] < e['stop'] for e in found):
-      raise ValueError('an entry is not a range of batches')
-  except (OSError, ValueError, TypeError, KeyError) as e:
-    raise ValueError(
-      f'{path} cannot be read ({e}); it is a list of {{"start": batch, "stop": batch, "why": text}}'
-    ) from None
+  found = files.read_json(path)
+  for e in found if isinstance(found, list) else [str(found)]:
+    ends = [e.get(k) for k in ('start', 'stop')] if isinstance(e, dict) else []
+    if not ends or {type(x) for x in ends} != {int} or not 0 <= ends[0] < ends[1] <= MOST:
+      raise ValueError(
+        f'{path}: {str(e)[:60]} is not a range of batches; the file is a list of '
+        '{"start": batch, "stop": batch, "why": text}'
+      )
   return found
 
 
-def read(workdir: Any) -> Skips:
-  return Skips.of((e['start'], e['stop']) for e in entries(workdir))
+def read(workdir: Any, why: str = '') -> Skips:
+  """All batches left out, or those for a reason that begins with `why`."""
+  found = [e for e in entries(workdir) if str(e.get('why', '')).startswith(why)]
+  return Skips.of((e['start'], e['stop']) for e in found)
 
 
 def add(workdir: Any, ranges: Iterable[tuple[int, int]], why: str) -> Skips:
-  """Adds ranges to the file and returns all of them."""
+  """Adds ranges to the file and returns all of them. Ends the run where it cannot be written."""
   found = entries(workdir) + [dict(start=a, stop=b, why=why) for a, b in ranges]
   path = pathlib.Path(workdir) / FILE
-  partial = path.with_name(f'{FILE}.partial')
-  partial.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-  partial.replace(path)
+  with files.kept(path):
+    files.write(path, json.dumps(found, indent=1) + '\n')
   return read(workdir)

@@ -7,7 +7,9 @@ A store on disk is a directory of three files:
   meta.json    dtype, documents, tokens, bytes and words of the original text, largest id,
                checksums, fingerprints
 It is written under a temporary name and renamed when complete (`writer.py`), so what exists is
-whole or was damaged later; `TokenStore.open` compares the sizes and names the file that differs.
+whole or was damaged later; `TokenStore.open` compares sizes and, up to CHECKED bytes of ids, the
+checksums, and names the file that differs. A larger store is not read from end to end at every
+start (about a second per GB, much more over a network): `verify` does it when asked.
 """
 
 import hashlib
@@ -18,8 +20,20 @@ from typing import Any
 
 import numpy as np
 
+from lmjax import files
+
 FORMAT = 1
+_NEEDED = dict(
+  format=int,
+  dtype=str,
+  documents=int,
+  tokens=int,
+  tokens_bin_bytes=int,
+  offsets_npy_bytes=int,
+  fingerprint=str,
+)
 DTYPES = {'uint16': np.dtype('<u2'), 'uint32': np.dtype('<u4')}
+CHECKED = 1 << 30  # bytes of ids up to which opening a store reads all of them
 _BLOCK = 1 << 24
 
 
@@ -65,8 +79,8 @@ class TokenStore:
 
   @classmethod
   def open(cls, path) -> 'TokenStore':
-    """Opens a store directory. Raises ValueError naming the file that is missing, truncated or
-    unreadable.
+    """Opens a store directory. Raises ValueError naming the file that is missing, truncated,
+    unreadable or, in a store of at most CHECKED bytes of ids, not what was written.
     """
     path = pathlib.Path(path)
     meta = read_meta(path)
@@ -90,11 +104,14 @@ class TokenStore:
       )
     try:
       offsets = np.load(path / 'offsets.npy', allow_pickle=False)
-    except ValueError as e:
+    except (ValueError, EOFError) as e:
       raise ValueError(f'{path / "offsets.npy"} is damaged: {e}') from None
     empty = not meta['tokens']
     tokens = np.zeros(0, dtype) if empty else np.memmap(path / 'tokens.bin', dtype, mode='r')
-    return cls(tokens, offsets, fingerprint=meta['fingerprint'], meta=meta, name=str(path))
+    store = cls(tokens, offsets, fingerprint=meta['fingerprint'], meta=meta, name=str(path))
+    if meta['tokens_bin_bytes'] <= CHECKED:
+      store.verify()
+    return store
 
   def __len__(self) -> int:
     """Documents."""
@@ -129,11 +146,22 @@ class TokenStore:
     return self._fingerprint
 
   def verify(self):
-    """Reads everything and compares checksums. Raises ValueError when the tokens are not the ones
-    that were written.
+    """Reads everything and compares checksums. Raises ValueError when the tokens, or the bounds of
+    the documents, are not the ones that were written.
     """
-    if 'tokens_sha256' in self.meta and sha256(self.tokens) != self.meta['tokens_sha256']:
-      raise ValueError(f'{self.name}: the checksum of tokens.bin is not the one in meta.json')
+    if 'tokens_sha256' not in self.meta:
+      return
+    digest = sha256(self.tokens)
+    if digest != self.meta['tokens_sha256']:
+      raise ValueError(
+        f'{self.name}: the checksum of tokens.bin is not the one in meta.json, so that a file is '
+        'damaged: prepare the text again (a store that a run made itself can be deleted)'
+      )
+    if self._fingerprint != combine(self.meta['dtype'], digest, sha256(self.offsets)):
+      raise ValueError(
+        f'{self.name}: offsets.npy does not have the fingerprint in meta.json, so that a file is '
+        'damaged: prepare the text again (a store that a run made itself can be deleted)'
+      )
 
   def check_ids(self, vocab_size: int):
     """Raises ValueError when an id is not below vocab_size (or negative). Uses the recorded maximum
@@ -156,22 +184,12 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
   file = path / 'meta.json'
   if not file.is_file():
     raise ValueError(f'{path} is not a token store: {file} is missing')
-  try:
-    meta = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as e:
-    raise ValueError(f'{file} is damaged: {e}') from None
-  needed = {
-    'format',
-    'dtype',
-    'documents',
-    'tokens',
-    'tokens_bin_bytes',
-    'offsets_npy_bytes',
-    'fingerprint',
-  }
-  missing = sorted(needed - set(meta)) if isinstance(meta, dict) else sorted(needed)
-  if missing:
-    raise ValueError(f'{file} is damaged: {missing[0]} is missing')
+  meta = files.read_json(file)
+  for key, kind in sorted(_NEEDED.items()):
+    if not isinstance(meta, dict) or key not in meta:
+      raise ValueError(f'{file} is damaged: {key} is missing')
+    if type(meta[key]) is not kind:
+      raise ValueError(f'{file} is damaged: {key} is {str(meta[key])[:40]}, not a {kind.__name__}')
   if meta['format'] != FORMAT:
     raise ValueError(f'{file}: format={meta["format"]!r}; this version reads {FORMAT}')
   return meta

@@ -1,5 +1,6 @@
 """Writing token stores: documents in, a complete directory out."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,7 +67,8 @@ class StoreWriter:
       self._max = max(self._max, top)
       data = np.ascontiguousarray(ids, self.dtype)
       self._digest.update(data.data)
-      self._file.write(data.data)
+      with self._writing():
+        self._file.write(data.data)
     self._lengths.append(lengths)
     self.documents += len(lengths)
     self.tokens += len(ids)
@@ -74,12 +76,21 @@ class StoreWriter:
     self.words = None if words is None or self.words is None else self.words + words
 
   def __exit__(self, kind, *_):
-    self._file.close()
     try:
+      with self._writing() if kind is None else contextlib.suppress(OSError):
+        self._file.close()
       if kind is None:
-        self._finish()
+        with self._writing():
+          self._finish()
     finally:
       shutil.rmtree(self._folder, ignore_errors=True)  # renamed away on success
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except OSError as e:
+      raise ValueError(f'{self.path} cannot be written: {e.strerror or e}') from None
 
   def _finish(self):
     lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)

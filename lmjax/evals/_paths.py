@@ -21,7 +21,7 @@ ENDINGS = ('', '.xz', '.gz', '.zst')
 def find(path: str, default: str = '') -> pathlib.Path:
   """The file `path`, or the eval's default one. Raises ValueError that says how to name a file."""
   if path:
-    found = pathlib.Path(path)
+    found = pathlib.Path(path).expanduser()
     if not found.is_file():
       raise ValueError(f'path={path!r}: no such file')
     return found

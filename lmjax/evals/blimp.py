@@ -29,6 +29,9 @@ class Blimp:
   def check(path, limit):
     _paths.check_limit(limit)
 
+  def __post_init__(self):
+    _paths.find(self.path, DEFAULT)  # a missing file is told before any work
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """The average first. Raises ValueError naming the file, the line and the field."""
     path = _paths.find(self.path, DEFAULT)

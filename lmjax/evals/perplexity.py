@@ -48,6 +48,9 @@ class Perplexity:
     if stride is not None and stride < 1:
       raise ValueError(f'stride={stride}: a positive number of tokens or None is expected')
 
+  def __post_init__(self):
+    _paths.find(self.path)  # a missing file is told before any work
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """Scores and the counts behind them. Raises ValueError naming the file where it is missing,
     empty or not UTF-8.

@@ -20,6 +20,9 @@ import jax.numpy as jnp
 from lmjax.registry import register
 
 
+LARGEST = 10**6  # steps; two rings of them are part of the state
+
+
 @register('guard')
 @dataclasses.dataclass(frozen=True)
 class Spikes:
@@ -30,8 +33,8 @@ class Spikes:
 
   @staticmethod
   def check(window, sigmas, **_):
-    if window < 2:
-      raise ValueError(f'window={window}: at least 2 steps are expected')
+    if not 2 <= window <= LARGEST:
+      raise ValueError(f'window={window}: at least 2 and at most {LARGEST} steps are expected')
     if sigmas <= 0:
       raise ValueError(f'sigmas={sigmas}: a positive number of standard deviations is expected')
 

@@ -4,31 +4,68 @@ With one process every function here is the plain call.
 """
 
 import json
+import re
+import threading
 import time
 from typing import Any, Callable
 
 import jax
 import numpy as np
 
+from lmjax import exits
+
 _EVERY = 0.2  # seconds from one look at the store to the next; a look takes about 1 ms
+_JOIN = 300  # seconds in which all processes must have joined
+_joined: list[str] = []
 _WAIT_MS = 600_000  # for a process that is still busy with a step
 
 
 def start(coordinator: str, count: int, index: int) -> None:
   """Joins `count` processes through the address of the first, 'host:port'.
 
-  Raises ValueError where the three do not fit together.
+  Raises ValueError where the three do not fit together, exits.Ended where the others do not come.
   """
   host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit():
-    raise ValueError(f'--coordinator={coordinator!r}: an address is expected, as in 10.0.0.1:1234')
+  if not host or not re.fullmatch('[0-9]{1,5}', port) or not 0 < int(port) < 1 << 16:
+    raise ValueError(
+      f'--coordinator={coordinator!r}: an address is expected, as in 10.0.0.1:1234, with a port '
+      'from 1 to 65535'
+    )
   if count < 1 or not 0 <= index < count:
     raise ValueError(f'--process={index} of --processes={count}: 0 ... {count - 1} is expected')
-  jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+  failed: list[Exception] = []
+
+  def join():
+    # Its own way to give up ends the process with a stack of C++.
+    how = dict(num_processes=count, process_id=index, initialization_timeout=10 * _JOIN)
+    try:
+      jax.distributed.initialize(coordinator, **how)
+    except Exception as e:
+      failed.append(e)
+
+  # Not the main thread, which acts on signals only while it does not wait inside a library.
+  thread, end = threading.Thread(target=join, daemon=True), time.monotonic() + _JOIN
+  thread.start()
+  while thread.is_alive() and time.monotonic() < end:
+    thread.join(0.1)
+  why = (
+    f'they did not all come within {_JOIN} s' if thread.is_alive() else ''.join(map(str, failed))
+  )
+  if why:
+    raise exits.Ended(
+      exits.RETRY, f'--coordinator={coordinator}: the {count} processes could not join: {why}'
+    )
+  _joined.append(coordinator)
+
+
+def leave() -> None:
+  """Says goodbye to the other processes, for one that ends without Python's own cleaning up."""
+  if _joined:
+    jax.distributed.shutdown()
 
 
 def from_primary(fn: Callable[[], Any]) -> Any:
-  """fn() of process 0, given to all processes (a JSON value); its ValueError is raised on all."""
+  """fn() of process 0, given to all processes (a JSON value); what it raises is raised on all."""
   if jax.process_count() == 1:
     return fn()
   from jax.experimental import multihost_utils
@@ -37,12 +74,14 @@ def from_primary(fn: Callable[[], Any]) -> Any:
   if jax.process_index() == 0:
     try:
       out = {'value': fn()}
-    except Exception as e:  # every process must leave the collective, and then fail alike
-      out = {'error': str(e)}
+    except (Exception, exits.Ended) as e:  # all must leave the collective, and then fail alike
+      out = {'error': str(e), 'status': getattr(e, 'status', None)}
   text = np.frombuffer(json.dumps(out).encode(), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
   text = np.resize(text, size) if jax.process_index() == 0 else np.zeros(size, np.uint8)
   out = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).decode())
+  if out.get('status') is not None:
+    raise exits.Ended(out['status'], out['error'])
   if 'error' in out:
     raise ValueError(out['error'])
   return out['value']

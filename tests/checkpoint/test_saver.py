@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -467,6 +468,47 @@ def test_a_failure_to_add_scores_is_a_failed_save(tmp_path, monkeypatch):
       c.save(1, _state(1), {}, {'loss': 1.0})
   c.save(1, _state(1), {}, {'loss': 2.0})
   assert c.scores(1) == {'loss': 2.0}
+
+
+def test_scores_join_a_save_without_waiting_for_it(tmp_path, monkeypatch):
+  """While its files are hashed, between that and the next call, and once it is over."""
+  write, go = manifest.write, threading.Event()
+  monkeypatch.setattr(manifest, 'write', lambda *a, **k: (go.wait(20), write(*a, **k)))
+  with Checkpointer(tmp_path) as c:
+    c.save(1, _state(1), {}, {'other': 3.0})
+    c.score(1, {'loss': 1.0})
+    c.score(7, {'loss': 0.0})  # of a step that it never saved
+    assert c.steps() == []
+    go.set()
+    c._thread.join()
+    assert c.scores(1) == {'other': 3.0, 'loss': 1.0}
+    c.score(1, {'loss': 2.0})
+    c.wait()
+    assert c.scores(1) == {'other': 3.0, 'loss': 2.0}
+    c.score(1, {'loss': 3.0})
+    assert c.scores(1) == {'other': 3.0, 'loss': 3.0} and c.best() == 1
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_scores_that_cannot_join_a_save_are_its_failure(tmp_path, monkeypatch, late):
+  put, go = manifest.put, threading.Event()
+  write = manifest.write
+  monkeypatch.setattr(manifest, 'write', lambda *a, **k: (go.wait(20), write(*a, **k)))
+  c = Checkpointer(tmp_path)
+  c.save(1, _state(1), {})
+  first = lambda where, body: put(where, body) if not body['scores'] else _full()
+  monkeypatch.setattr(manifest, 'put', first)
+  if late:
+    go.set()
+    c._thread.join()
+  c.score(1, {'loss': 1.0})
+  go.set()
+  with pytest.raises(CheckpointError, match='saving step 1 .*No space left'):
+    c.wait()
+  monkeypatch.setattr(manifest, 'put', put)
+  c.save(2, _state(2), {})
+  c.close()
+  assert c.steps() == [1, 2]
 
 
 def test_the_time_that_saves_take_is_known(tmp_path, monkeypatch):

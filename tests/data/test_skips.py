@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
+from lmjax import exits
 from lmjax.data import skips
 from lmjax.data.skips import Skips
 
@@ -36,9 +37,23 @@ def test_what_lies_ahead_does_not_change_the_past(ranges, update):
 
 def test_parse():
   assert skips.parse('1200:1400, 1512') == [(1200, 1400), (1512, 1513)]
-  for bad in ('', '3:3', '5:4', '-1', 'a', '1;2', '1:2:3', '1:'):
-    with pytest.raises(ValueError, match='skip_batches'):
+  for bad in (
+    '',
+    '3:3',
+    '5:4',
+    '-1',
+    'a',
+    '1;2',
+    '1:2:3',
+    '1:',
+    '4:9223372036854775807',
+    f'1:{skips.MOST + 1}',
+    '9' * 5000,
+  ):
+    with pytest.raises(ValueError, match='--skip_batches') as e:
       skips.parse(bad)
+    assert len(str(e.value)) < 400
+  assert skips.parse(f'5:{skips.MOST}') == [(5, skips.MOST)]
 
 
 def test_the_file_is_added_to(tmp_path):
@@ -55,6 +70,12 @@ def test_the_file_is_added_to(tmp_path):
     '{',
     '[1]',
     '{"a": 1}',
+    '{}',
+    '[' * 100_000,
+    'null',
+    '"text"',
+    '[{"start": 4, "stop": 9223372036854775807}]',
+    '[{"start": true, "stop": 2}]',
     '[{"start": 1}]',
     '[{"start": 2, "stop": 2}]',
     '[{"start": "1", "stop": 2}]',
@@ -67,6 +88,22 @@ def test_a_file_that_cannot_be_used_is_named_and_kept(tmp_path, text):
   with pytest.raises(ValueError, match='skips.json'):
     skips.add(tmp_path, [(1, 2)], 'more')
   assert (tmp_path / skips.FILE).read_text() == text
+
+
+def test_entries_by_reason(tmp_path):
+  skips.add(tmp_path, [(5, 9)], 'rewind to step 3')
+  skips.add(tmp_path, [(20, 22)], 'mine')
+  assert skips.read(tmp_path, why=skips.REWIND).ranges == ((5, 9),)
+
+
+def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(skips.files, 'write', full)
+  with pytest.raises(exits.Ended, match='skips.json cannot be written: No space left') as e:
+    skips.add(tmp_path, [(5, 9)], 'mine')
+  assert e.value.status == exits.DISK
 
 
 def test_entries_are_json(tmp_path):

@@ -127,13 +127,34 @@ def test_truncation_is_named(tmp_path, tok, name, size):
     store.TokenStore.open(folder)
 
 
-def test_flipped_bit_is_found_by_verify(tmp_path, tok):
+@pytest.mark.parametrize('name, place', [('tokens.bin', 50), ('offsets.npy', 136)])
+def test_a_flipped_bit_is_found(tmp_path, tok, monkeypatch, name, place):
+  """A resume would train on other tokens in silence: the plan trusts meta.json."""
   folder = damaged(tmp_path, tok)
-  data = bytearray((folder / 'tokens.bin').read_bytes())
-  data[50] ^= 1
-  (folder / 'tokens.bin').write_bytes(data)
-  with pytest.raises(ValueError, match='checksum'):
+  data = bytearray((folder / name).read_bytes())
+  data[place] ^= 1
+  (folder / name).write_bytes(data)
+  with pytest.raises(ValueError, match=f'store: .*{name}.*meta.json, so that a file is damaged'):
+    store.TokenStore.open(folder)
+  monkeypatch.setattr(store, 'CHECKED', 199)  # a larger store is read when asked
+  with pytest.raises(ValueError, match=name):
     store.TokenStore.open(folder).verify()
+
+
+def test_a_full_disk_is_named(tmp_path, tok):
+  class Full:
+    def write(self, data):
+      raise OSError(28, 'No space left on device')
+
+    def close(self):
+      raise OSError(28, 'No space left on device')
+
+  with pytest.raises(ValueError, match=f'{tmp_path}/s cannot be written: No space left on device'):
+    with writer.StoreWriter(tmp_path / 's', vocab_size=260) as out:
+      out._file.close()
+      out._file = Full()
+      out.append(np.arange(100), [60, 40])
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -142,6 +163,9 @@ def test_flipped_bit_is_found_by_verify(tmp_path, tok):
     (dict(dtype='float32'), "dtype='float32'"),
     (dict(format=99), 'format=99'),
     (dict(tokens=7), '7 tokens'),
+    (dict(dtype=['x']), r"dtype is \['x'\], not a str"),
+    (dict(tokens='7'), 'tokens is 7, not a int'),
+    (dict(fingerprint=None), 'fingerprint is None, not a str'),
   ],
 )
 def test_bad_meta(tmp_path, tok, change, words):
@@ -149,9 +173,10 @@ def test_bad_meta(tmp_path, tok, change, words):
   file.write_text(json.dumps(json.loads(file.read_text()) | change))
   with pytest.raises(ValueError, match=words):
     store.TokenStore.open(file.parent)
-  file.write_text('{"format": 1')
-  with pytest.raises(ValueError, match='meta.json is damaged'):
-    store.TokenStore.open(file.parent)
+  for text in ('{"format": 1', '[' * 100_000, '[1]', ''):
+    file.write_text(text)
+    with pytest.raises(ValueError, match='meta.json (is damaged|cannot be read)'):
+      store.TokenStore.open(file.parent)
   file.unlink()
   with pytest.raises(ValueError, match='not a token store'):
     store.TokenStore.open(file.parent)

@@ -181,6 +181,58 @@ def test_a_rewind_that_was_killed_is_taken_up(met, poisoned, tmp_path, capsys):
   capsys.readouterr()
   assert _runs.run(tmp_path / 'w', poisoned, **how) == 0
   assert f'resumed at step {bad - 2}' in capsys.readouterr().err
+  steps = _runs.Checkpointer(tmp_path / 'w/checkpoints').steps()
+  assert steps == list(range(1, bad + 5)), 'what saw the batches was put aside, not counted'
+
+
+def test_checkpoints_and_skips_that_do_not_belong_together_are_refused(sound, tmp_path, capsys):
+  """A skips.json that was lost, or edited: another stream, or a start from nothing, in silence."""
+  workdir, file = tmp_path / 'w', tmp_path / 'w/skips.json'
+  assert _runs.run(workdir, sound, '--skip_batches=2:4', steps=8) == 0
+  (workdir / 'checkpoints/8').rename(workdir / '8')  # killed there
+  kept = file.read_text()
+  for content, now in (
+    (None, 'none'),
+    ('[{"start": 0, "stop": 2}]', '0:2'),
+    ('[{"start": 0, "stop": 4, "why": "mine"}]', '0:4'),
+    ('[{"start": 2, "stop": 4, "why": ""}, {"start": 0, "stop": 1, "why": "mine"}]', '0:1, 2:4'),
+  ):
+    file.unlink()
+    if content:
+      file.write_text(content)
+    for flags in ([], ['--allow_older_checkpoint']):
+      assert _runs.run(workdir, sound, *flags, steps=8) == 2
+      said = capsys.readouterr().err
+      assert f'{file} does not belong to the checkpoint of step 4' in said
+      assert f'the file leaves out {now}, but the checkpoint 2:4' in said
+    file.write_text(kept)
+  assert _runs.run(workdir, sound, steps=8) == 0
+  assert 'resumed at step 4' in capsys.readouterr().err
+
+
+def test_old_damage_does_not_stop_a_resume(sound, tmp_path, capsys):
+  """Only the checkpoint that the run goes on from is read, with skips as without."""
+  workdir = tmp_path / 'w'
+  assert _runs.run(workdir, sound, '--skip_batches=2:4', steps=12) == 0
+  (workdir / 'checkpoints/12').rename(workdir / '12')
+  for file in (workdir / 'checkpoints/4/cursor').rglob('*'):
+    if file.is_file():
+      file.write_text('damaged')
+  assert _runs.run(workdir, sound, steps=12) == 0
+  assert 'resumed at step 8' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('there', ['a directory', 'a full disk'])
+def test_a_record_that_cannot_be_written_ends_the_run(poisoned, met, tmp_path, capsys, there):
+  workdir = tmp_path / 'w'
+  how = dict(objective=f'{OUTSIDE}:Poisoned()', steps=met[1][0]['step'], checkpoint_every=1)
+  assert _runs.run(workdir, poisoned, **how) == 0
+  (workdir / f'checkpoints/{how["steps"]}').rename(workdir / 'last')
+  file = workdir / 'bad_steps.jsonl'
+  file.unlink()
+  file.mkdir() if there == 'a directory' else file.symlink_to('/dev/full')
+  assert _runs.run(workdir, poisoned, **how) == 74
+  assert f'{file} cannot be written' in capsys.readouterr().err
 
 
 def test_settings_that_could_not_work_are_refused(sound, tmp_path, capsys):

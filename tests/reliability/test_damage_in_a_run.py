@@ -74,7 +74,7 @@ def test_nothing_whole_is_no_reason_to_start_anew(workdir, train, capsys):
 
 
 def test_the_older_checkpoint_has_seen_no_batch_that_is_skipped_now(workdir, train, capsys):
-  skips.add(workdir, [(6, 7)], 'a rewind to step 4 that was killed')
+  skips.add(workdir, [(6, 7)], 'rewind to step 4, which was killed')
   delete(workdir / 'checkpoints/12')
   assert again(workdir, train, '--allow_older_checkpoint') == 0
   assert 'resumed at step 4' in capsys.readouterr().err

@@ -40,10 +40,8 @@ def fill(disk: pathlib.Path):
 
 
 def last_line(p) -> str:
-  """Above it stand the tracebacks that the library logs from its thread."""
-  line = p.said.strip().splitlines()[-1]
-  assert line.startswith('lmjax: '), line
-  return line
+  """The last one of ours: around it stand the tracebacks that the library logs from its threads."""
+  return [line for line in p.said.splitlines() if line.startswith('lmjax: ')][-1]
 
 
 def steps(workdir):
@@ -82,6 +80,19 @@ def test_a_failed_save_is_tried_again_by_policy(disk, train, tmp_path):
     (disk / 'full').unlink()
     p.until(lambda: max(steps(workdir)) > failed)
     assert 'No space left' in p.said
+
+
+def test_a_disk_too_small_for_the_metrics_ends_the_run(disk, train, tmp_path):
+  """Nothing was saved yet: still the status says that the disk was at fault, and the line where."""
+  workdir = disk / 'w'
+  fill(disk)
+  os.truncate(disk / 'full', (disk / 'full').stat().st_size - (28 << 10))
+  how = HOW | dict(checkpoint_every=0, data__cache=tmp_path / 'tokens')
+  with _processes.Process(_runs.words(workdir, train, **how), tmp_path / 'w') as p:
+    status = p.wait()
+  assert status == 74, p.said
+  assert f'{workdir}/metrics.jsonl cannot be written: No space left' in last_line(p)
+  assert 'Traceback' not in p.said
 
 
 def test_permission_lost_ends_the_run(disk, train, tmp_path):

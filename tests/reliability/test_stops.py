@@ -1,12 +1,21 @@
 """SIGTERM saves and ends with the status for 'start again', once or twice, at any moment."""
 
+import contextlib
 import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import _processes
 import _runs
+from jax.experimental import multihost_utils
 import pytest
+
+from lmjax import exits
+from lmjax import feed
+from lmjax.checkpoint import arrays
+from lmjax.parallel import processes
 
 GRACE = 10.0  # seconds from the signal to the end of the process, for this model on a busy machine
 
@@ -63,6 +72,47 @@ def test_sigterm_during_a_save_and_the_same_command_resumes(tmp_path, train):
   assert saved(workdir) > step
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_inside_a_restore_is_no_damage(tmp_path, train, monkeypatch, capsys, number):
+  """Orbax's errors of all kinds are caught there; being told to stop is none of them."""
+  assert _runs.run(tmp_path / 'w', train, steps=4) == 0
+  original = arrays.ocp.Checkpointer.restore
+
+  def told(self, *args, **kw):
+    signal.raise_signal(number)
+    return original(self, *args, **kw)
+
+  monkeypatch.setattr(arrays.ocp.Checkpointer, 'restore', told)
+  assert _runs.run(tmp_path / 'w', train, steps=4) == 75
+  assert 'stopped by SIG' in capsys.readouterr().err
+
+
+def test_a_swallowed_signal_stops_after_the_first_step(tmp_path, train, monkeypatch):
+  """Python drops what is raised in a destructor, and libraries what is raised in a callback."""
+  original = feed.Feed.describe
+
+  def describe(self):
+    with contextlib.suppress(exits.Ended):
+      signal.raise_signal(signal.SIGTERM)
+    return original(self)
+
+  monkeypatch.setattr(feed.Feed, 'describe', describe)
+  assert _runs.run(tmp_path / 'w', train, steps=4) == 75
+  assert saved(tmp_path / 'w') == 1
+
+
+def test_what_ends_the_first_process_ends_all_alike(monkeypatch):
+  monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda x: x)
+
+  def full():
+    raise exits.Ended(exits.DISK, 'the disk is full')
+
+  with pytest.raises(exits.Ended, match='the disk is full') as e:
+    processes.from_primary(full)
+  assert e.value.status == exits.DISK
+
+
 def test_sigterm_before_the_first_step_ends_at_once(tmp_path, train):
   workdir = tmp_path / 'w'
   with start(workdir, train) as p:
@@ -72,6 +122,83 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path, train):
   assert 'stopped by SIGTERM' in p.said
   with start(workdir, train) as p:  # nothing stands in the way
     p.until_step(3)
+
+
+def test_sighup_saves_and_nohup_is_obeyed(tmp_path, train):
+  """A closed ssh: the terminal is gone, so that nothing may be said to it."""
+  workdir = tmp_path / 'w'
+  with start(workdir, train) as p:
+    p.until_step(20)
+    assert ended(p, number=signal.SIGHUP) == 75
+  step = saved(workdir)
+  old = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited
+  try:
+    with start(workdir, train) as p:
+      p.until_step(step + 3)
+      p.process.send_signal(signal.SIGHUP)
+      p.until_step(step + 20)
+      assert ended(p) == 75
+  finally:
+    signal.signal(signal.SIGHUP, old)
+
+
+def test_a_closed_pipe_ends_nothing(tmp_path, train):
+  """As of `| head`, or of an ssh without a terminal that is gone."""
+  words = _runs.words(tmp_path / 'w', train, steps=30, checkpoint_every=10)
+  command = [sys.executable, '-m', 'lmjax.main', *words]
+  with subprocess.Popen(command, cwd=_processes.ROOT, stderr=subprocess.PIPE) as p:
+    p.stderr.readline()
+    p.stderr.close()
+    assert p.wait(120) == 0
+  assert saved(tmp_path / 'w') == 30
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_sigterm_while_the_other_process_is_awaited(tmp_path, train, index):
+  workdir = tmp_path / 'w'
+  join = [f'--coordinator=127.0.0.1:{_processes.port()}', '--processes=2', f'--process={index}']
+  with _processes.Process([*_runs.words(workdir, train), *join], workdir) as p:
+    time.sleep(6)
+    assert ended(p) == 75
+  assert 'stopped by SIGTERM' in p.said and 'Traceback' not in p.said
+  assert not workdir.exists()
+
+
+def test_a_process_that_never_comes(monkeypatch):
+  code = 'import sys\nfrom lmjax.parallel import processes\nprocesses._JOIN = 1\n'
+  code += 'from lmjax import main\nsys.exit(main.command())'
+  join = [f'--coordinator=127.0.0.1:{_processes.port()}', '--processes=2', '--process=1']
+  command = [sys.executable, '-c', code, '--config=quickstart', '--workdir=absent', *join]
+  found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+  assert found.returncode == 75, found.stderr
+  assert 'the 2 processes could not join: they did not all come within 1 s' in found.stderr
+  assert 'Traceback' not in found.stderr and 'Check failure' not in found.stderr
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('wait', [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.skipif(not pathlib.Path('/proc/self/status').exists(), reason='asks the system')
+def test_a_signal_in_the_first_second(tmp_path, train, wait, number):
+  """While Python still imports: no traceback, nothing swallowed."""
+
+  def ours():  # no longer that of a starting interpreter
+    status = pathlib.Path(f'/proc/{p.process.pid}/status').read_text()
+    return int(status.partition('SigCgt:')[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+  with start(tmp_path / 'w', train) as p:
+    p.until(ours)
+    time.sleep(wait)
+    assert ended(p, number=number) == 75, p.said
+  assert 'Traceback' not in p.said and 'stopped by SIG' in p.said
+
+
+def test_the_threads_of_a_failed_save_are_not_waited_for():
+  """Orbax's wait five minutes for a folder that could not be made."""
+  code = 'import threading, time\nfrom lmjax import main\nmain.main = lambda: 74\n'
+  code += 'threading.Thread(target=time.sleep, args=(50,)).start()\nmain.command()'
+  began = time.monotonic()
+  assert subprocess.run([sys.executable, '-c', code], timeout=60).returncode == 74
+  assert time.monotonic() - began < 40
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path, train):
