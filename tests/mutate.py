@@ -17,7 +17,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 C, K, R = 'tests/contracts/test_', 'tests/test_', 'tests/reliability/test_'
-O = 'tests/optim/test_'
+O, X = 'tests/optim/test_', 'tests/experiment/test_'
 
 # (file under lmjax, text, what it becomes, tests that must fail)
 MUTATIONS = (
@@ -175,10 +175,23 @@ MUTATIONS = (
   ('train.py', '& jnp.isfinite(update_norm)', '', K + 'train_step.py'),
   (
     'train.py',
-    'rngs = jax.random.split(rng, micro)',
-    'rngs = jnp.stack([rng] * micro)',
+    'slices(batch, micro), jax.random.split(rng, micro)',
+    'slices(batch, micro), jnp.stack([rng] * micro)',
     K + 'train_step.py',
   ),
+  (
+    'train.py',
+    'next(n for n in range(-(-micro // one_in)',
+    'next(n for n in range(3',
+    K + 'train_step.py',
+  ),
+  (
+    'train.py',
+    'objective, at, state.vars',
+    'objective, state.params, state.vars',
+    K + 'train_step.py',
+  ),
+  ('build.py', 'if found and averaging:', 'if False:', K + 'train_step.py'),
   ('train.py', 'rng = jax.random.fold_in(key, state.step)', 'rng = key', K + 'train_step.py'),
   ('train.py', '-lr * f * u', '-lr * u', K + 'train_step.py'),
   ('parallel/shard.py', "'mlp': ('tensor',)", "'mlp': ()", K + 'shard.py'),
@@ -337,6 +350,43 @@ MUTATIONS = (
     'import math\nfrom lmjax.models.mixers import gqa\n',
     K + 'house.py',
   ),
+  # experiments
+  ('experiment/summary.py', "key=lambda r: r['loss']", "key=lambda r: -r['loss']", X + 'runner.py'),
+  ('experiment/summary.py', 'min(numbers), max(numbers)', 'max(numbers),', X + 'runner.py'),
+  ('experiment/summary.py', 'if (t.identity, t.code) != key:', 'if False:', X + 'runner.py'),
+  ('experiment/statistics.py', 'stats.t.ppf(0.975, freedom)', '1.96', X + 'statistics.py'),
+  ('experiment/statistics.py', '(len(known) - rank) * x', 'len(known) * x', X + 'statistics.py'),
+  ('experiment/statistics.py', 's.mean + s.stderr *', 's.mean + s.sd *', X + 'statistics.py'),
+  (
+    'experiment/claims.py',
+    'if gain.low > -self.within:',
+    'if gain.value > -self.within:',
+    X + 'claims.py',
+  ),
+  ('experiment/claims.py', 'if speedup.low > 1:', 'if speedup.value > 1:', X + 'claims.py'),
+  ('experiment/declare.py', "if schedule.fact('extendable') and", 'if False and', X + 'declare.py'),
+  ('experiment/declare.py', 'if len(set(counts.values())) > 1:', 'if False:', X + 'declare.py'),
+  (
+    'experiment/trials.py',
+    "'eval.*', 'data.valid', 'log_every'",
+    "'eval.*', 'log_every'",
+    X + 'declare.py',
+  ),
+  (
+    'experiment/execute.py',
+    '(status == exits.RETRY or status < 0)',
+    'status == exits.RETRY',
+    X + 'execute.py',
+  ),
+  ('experiment/execute.py', 'idle + 1 if last_step(path) == before else 0', '0', X + 'execute.py'),
+  (
+    'experiment/results.py',
+    "if not same or r['status'] in ENDED",
+    'if not same or True',
+    X + 'runner.py',
+  ),
+  ('experiment/runner.py', 'if hours + past > s.hours:', 'if False:', X + 'runner.py'),
+  ('experiment/code.py', "body[0].value.value = ''", 'pass', X + 'code.py'),
   # nothing lost
   ('train.py', 'keep(opt, state.opt),', 'opt,', K + 'train_step.py'),
   ('train.py', 'jnp.where(ok, 0, state.streak + 1)', 'state.streak + 1', R + 'bad_steps.py'),
@@ -467,7 +517,12 @@ MUTATIONS = (
     'estimate(jax.tree.map(jnp.zeros_like, params), extra)',
     O + 'sophia_h.py',
   ),
-  ('optim/_groups.py', 'fn(whole(name, p, params), *a)', 'fn(p, *a)', O + 'split.py'),
+  (
+    'optim/_groups.py',
+    'fn(whole(params), *args, **more)',
+    'fn(params, *args, **more)',
+    O + 'split.py',
+  ),
   (
     'optim/_groups.py',
     'x if g == name else y, groups, own, tree',
@@ -481,7 +536,7 @@ MUTATIONS = (
     "f.role in ('hidden', 'residual')",
     O + 'split.py',
   ),
-  ('optim/split.py', 'if owns[0] != owns[1]:', 'if False:', O + 'split.py'),
+  ('optim/split.py', "_nest.check('split.rest', rest)", 'pass', O + 'split.py'),
   ('optim/muon.py', '-4.7750, 2.0315', '-4.7750, 2.0515', O + 'muon.py'),
   ('optim/muon.py', 'max(1.0, fan_out / fan_in)', 'max(1.0, fan_in / fan_out)', O + 'muon.py'),
   ('optim/muon.py', 'x = x.mT if tall else x\n', '', O + 'muon.py'),
@@ -614,7 +669,7 @@ MUTATIONS = (
     'due = (state.count + 1) % every == 0',
     O + 'reset.py',
   ),
-  ('optim/reset.py', "part.fact('retract') is None", 'True', O + 'reset.py'),
+  ('optim/_nest.py', "part.fact('retract')", 'False', K + 'train_step.py'),
   (
     'optim/refactor.py',
     'root = jnp.where(top < 0, -1.0, 1.0), jnp.sqrt(size)',
@@ -629,7 +684,7 @@ MUTATIONS = (
   ),
   ('optim/refactor.py', 'count % every == 0', 'count % every == 1 % every', O + 'refactor.py'),
   ('optim/refactor.py', 'optax.safe_increment(state.count)', 'state.count', O + 'refactor.py'),
-  ('optim/refactor.py', 'if not found:', 'if False:', O + 'refactor.py'),
+  ('optim/refactor.py', 'if not pairs(facts):', 'if False:', O + 'refactor.py'),
   (
     'optim/refactor.py',
     'if len(downs) != 1 or len(ups) != 1:',

@@ -42,6 +42,9 @@ class MultipleChoice:
       )
     _paths.check_limit(limit)
 
+  def __post_init__(self):
+    _paths.find(self.path, _formats.FORMATS[self.task].file)  # told before any work
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """acc, and acc_norm where it means something. Raises ValueError naming the file, the line and
     the field.
