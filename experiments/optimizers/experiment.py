@@ -34,6 +34,7 @@ def rates(*values):
 
 
 USUAL = rates(1e-3, 3e-3, 1e-2, 3e-2)
+MIDDLE = rates(3e-4, 1e-3, 3e-3, 1e-2)
 LOW = rates(2e-4, 6e-4, 2e-3, 6e-3)
 HIGH = rates(3e-3, 1e-2, 3e-2, 1e-1)
 ADAM = 'adam(b2=0.99)'  # the recipe's
@@ -49,8 +50,8 @@ def get_experiment():
     baseline=arm('adamw', f'clip() | {ADAM} | decay(rate=0.1)', USUAL),
     treatments=(
       arm('lion', 'clip() | lion(b1=0.95, b2=0.98) | decay(rate=0.5)', LOW, AsGood(0.01)),
-      arm('sophia_g', 'clip() | sophia_g() | decay(rate=0.2)', USUAL, Faster(2)),
-      arm('sophia_h', 'clip() | sophia_h() | decay(rate=0.2)', USUAL, Faster(2)),
+      arm('sophia_g', 'clip() | sophia_g() | decay(rate=0.2)', MIDDLE, Faster(2)),
+      arm('sophia_h', 'clip() | sophia_h() | decay(rate=0.2)', MIDDLE, Faster(2)),
       arm(
         'muon', f'clip() | split(matrix=muon(), rest={ADAM}) | decay(rate=0.1)', USUAL, Faster(1.35)
       ),
