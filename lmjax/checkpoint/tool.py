@@ -5,7 +5,7 @@
   python -m lmjax.checkpoint verify runs/quickstart               every checksum of every step
   python -m lmjax.checkpoint diff runs/a/checkpoints/300 runs/b/checkpoints/300
   python -m lmjax.checkpoint rewind runs/quickstart --step=300    go back, then start it again
-  python -m lmjax.checkpoint export runs/quickstart --out=weights.safetensors --only=params
+  python -m lmjax.checkpoint export runs/quickstart --out=weights.safetensors
 
 A path is a run directory, its `checkpoints`, or one step. Exit status: 0, 1 where verify found a
 problem or diff a difference, 2 for what cannot be used, with one sentence.
@@ -34,6 +34,7 @@ from lmjax.checkpoint import scan
 from lmjax.checkpoint import show
 from lmjax.interop import safetensors
 
+_WEIGHTS = 'params,vars'
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
 
 
@@ -79,13 +80,16 @@ def _parser() -> argparse.ArgumentParser:
   sub = command(
     'export',
     _export,
-    'writes the arrays of a step as safetensors, under names such as params/embed/table',
+    'writes the weights of a step as safetensors, under names such as params/embed/table',
     'path',
   )
   sub.add_argument('--step', **newest)
   sub.add_argument('--out', required=True, help='the file to write; it must not exist')
   sub.add_argument(
-    '--only', help='top-level entries to write, as in params or params,vars; all by default'
+    '--only',
+    default=_WEIGHTS,
+    help="top-level entries to write, as in params,opt, or 'all'; by default params and vars, what "
+    'a model needs',
   )
   sub.add_argument(
     '--dtype', choices=_DTYPES, help='of the floating-point arrays; as saved by default'
@@ -198,7 +202,9 @@ def _export(args: argparse.Namespace) -> int:
   where = pick(args.path, args.step)
   with show.busy(f'reading {where}'):
     body = arrays.checked(where)
-    only = [part for part in (args.only or '').split(',') if part]
+    only = [] if args.only == 'all' else [part for part in args.only.split(',') if part]
+    if args.only == _WEIGHTS:  # a model may have no vars
+      only = [part for part in only if part in arrays.tops(body)]
     found = arrays.read(where, body, arrays.chosen(where, body, only))
     if args.dtype:
       found = {k: _cast(k, v, args.dtype) for k, v in found.items()}

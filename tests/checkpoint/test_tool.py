@@ -248,7 +248,7 @@ def test_nans_of_other_bits_differ_by_nothing():
 
 def test_export_writes_what_was_saved(run, call, tmp_path):
   out = tmp_path / 'w.safetensors'
-  status, text, err = call('export', run, f'--out={out}')
+  status, text, err = call('export', run, f'--out={out}', '--only=all')
   assert (status, err) == (0, '') and text == f'{out}: 6 arrays, 111 B, step 200\n'
   found = safetensors.read(out)
   assert sorted(found) == [
@@ -266,6 +266,16 @@ def test_export_writes_what_was_saved(run, call, tmp_path):
   assert found['step'].shape == () and found['step'] == 200 and found['rng'].tolist() == [0, 0]
   version = manifest.read(run / 'checkpoints' / '200')['lmjax']
   assert version and safetensors.header(out).metadata == {'step': '200', 'lmjax': version}
+
+
+def test_export_writes_the_weights_unless_told_otherwise(run, call, tmp_path):
+  out = tmp_path / 'w.safetensors'
+  assert call('export', run, f'--out={out}')[0] == 0
+  assert {k.split('/')[0] for k in safetensors.read(out)} == {'params'}
+  with Checkpointer(tmp_path / 'c') as c:
+    c.save(1, dict(params={'w': jnp.ones(2)}, vars={'m': jnp.ones(3)}, opt=jnp.ones(4)), {})
+  assert call('export', tmp_path / 'c', f'--out={out}2')[0] == 0
+  assert sorted(safetensors.read(f'{out}2')) == ['params/w', 'vars/m']
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
