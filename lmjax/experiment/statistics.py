@@ -67,17 +67,19 @@ def holm(p: Sequence[float]) -> list[float]:
   return out
 
 
-def tokens_for(loss: float, tokens: Sequence[float], losses: Sequence[float]) -> float:
-  """Tokens at which the curve through (tokens, losses), ascending in tokens, meets a loss. NaN
-  where it does not fall.
+def tokens_for(loss, tokens: Sequence[float], losses):
+  """Tokens at which the curve through (tokens, losses), ascending in tokens, meets a loss; of many
+  losses (...) and curves (..., points) at once. NaN where a curve does not fall.
   """
-  x, y = np.log(np.asarray(tokens, float)), np.asarray(losses, float)
-  if len(x) < 2 or not np.all(np.diff(y) < 0):
-    return math.nan
-  i = int(np.clip(np.searchsorted(-y, -loss) - 1, 0, len(x) - 2))
-  slope = (y[i + 1] - y[i]) / (x[i + 1] - x[i])
-  with np.errstate(over='ignore'):
-    return float(np.exp(x[i] + (loss - y[i]) / slope))
+  x, y, loss = np.log(np.asarray(tokens, float)), np.asarray(losses, float), np.asarray(loss)
+  if len(x) < 2:
+    return np.full(loss.shape, math.nan)[()]
+  i = np.clip(np.sum(y > loss[..., None], axis=-1, keepdims=True) - 1, 0, len(x) - 2)
+  at = lambda values, i: np.take_along_axis(np.broadcast_to(values, y.shape), i, -1)[..., 0]
+  with np.errstate(all='ignore'):
+    slope = (at(y, i + 1) - at(y, i)) / (at(x, i + 1) - at(x, i))
+    found = np.exp(at(x, i) + (loss - at(y, i)) / slope)
+  return np.where(np.all(np.diff(y) < 0, axis=-1), found, math.nan)[()]
 
 
 def speedup(
@@ -86,14 +88,14 @@ def speedup(
   """(the baseline's tokens over the treatment's `tokens`, whether it lies beyond the curve)."""
   curve = sorted(curve, key=lambda point: point[0])
   at, means = [t for t, _ in curve], [s.mean for _, s in curve]
-  value = tokens_for(treatment.mean, at, means) / tokens
+  value = float(tokens_for(treatment.mean, at, means)) / tokens
   beyond = not min(means, default=0) <= treatment.mean <= max(means, default=0)
   samples = [treatment, *(s for _, s in curve)]
   if math.isnan(value) or any(len(s.values) < 2 for s in samples):
     return Interval(value, math.nan, math.nan), beyond
   rng = np.random.default_rng(0)
   draws = [s.mean + s.stderr * rng.standard_t(len(s.values) - 1, DRAWS) for s in samples]
-  found = [tokens_for(t, at, points) / tokens for t, *points in zip(*draws)]
+  found = tokens_for(draws[0], at, np.stack(draws[1:], axis=-1)) / tokens
   # A drawn curve that rises needs no finite number of tokens: it widens the interval upwards.
   found = np.where(np.isnan(found), math.inf, found)
   low, high = np.quantile(found, [0.025, 0.975], method='inverted_cdf')

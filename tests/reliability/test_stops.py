@@ -72,6 +72,15 @@ def test_sigterm_during_a_save_and_the_same_command_resumes(tmp_path, train):
   assert saved(workdir) > step
 
 
+@pytest.fixture
+def terminal():
+  """SIGHUP as a terminal leaves it; what runs the tests may ignore it, which is inherited."""
+  old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, old)
+
+
+@pytest.mark.usefixtures('terminal')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_inside_a_restore_is_no_damage(tmp_path, train, monkeypatch, capsys, number):
   """Orbax's errors of all kinds are caught there; being told to stop is none of them."""
@@ -124,7 +133,7 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path, train):
     p.until_step(3)
 
 
-def test_sighup_saves_and_nohup_is_obeyed(tmp_path, train):
+def test_sighup_saves_and_nohup_is_obeyed(tmp_path, train, terminal):
   """A closed ssh: the terminal is gone, so that nothing may be said to it."""
   workdir = tmp_path / 'w'
   with start(workdir, train) as p:
