@@ -88,9 +88,10 @@ def groups(body: Mapping[str, Any], names: Iterable[str], size: int = 1 << 28) -
 def cursor(step_dir: Any) -> dict[str, Any]:
   """The cursor, whose own checksum holds."""
   refuse(f'checkpoint {step_dir} is damaged', manifest.verify(step_dir, below='cursor/'))
-  with _reading(step_dir), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    args = ocp.args.Composite(cursor=ocp.args.JsonRestore())
-    return dict(reader.restore(epath.Path(step_dir), args=args).cursor)
+  # Its handler alone: a whole checkpointer waits for all processes, and this is read on one.
+  with _reading(step_dir):
+    found = ocp.JsonCheckpointHandler().restore(epath.Path(step_dir) / 'cursor')
+    return dict(found)
 
 
 def load(step_dir: Any, restore_args: Any, *, partial: bool, **more: Any) -> Any:
