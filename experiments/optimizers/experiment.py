@@ -53,7 +53,7 @@ def get_experiment():
       arm('sophia_g', 'clip() | sophia_g() | decay(rate=0.2)', MIDDLE, Faster(2)),
       arm('sophia_h', 'clip() | sophia_h() | decay(rate=0.2)', MIDDLE, Faster(2)),
       arm(
-        'muon', f'clip() | split(matrix=muon(), rest={ADAM}) | decay(rate=0.1)', USUAL, Faster(1.35)
+        'muon', f'clip() | split(matrix=muon(), rest={ADAM}) | decay(rate=0.1)', HIGH, Faster(1.35)
       ),
       arm('scale', 'scale()', USUAL, AsGood(0.01)),
       arm('adagc', f'adagc() | {ADAM} | decay(rate=0.1)', USUAL, Better(0.015)),
