@@ -349,11 +349,15 @@ def counts(run: Run) -> dict[str, int]:
   return out | {'total': sum(out.values())}
 
 
+def nbytes(tree) -> int:
+  """Bytes of abstract arrays."""
+  return sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+
+
 def state_bytes(run: Run) -> dict[str, float]:
   """Bytes of optimizer state a parameter, by part, and the total."""
   n = counts(run)['total']
-  size = lambda tree: sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(tree))
-  out = {name: size(state) / n for name, state in run.state_shapes.opt.items()}
+  out = {name: nbytes(state) / n for name, state in run.state_shapes.opt.items()}
   return out | {'total': sum(out.values())}
 
 

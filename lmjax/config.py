@@ -378,11 +378,14 @@ def fingerprint(resolved: dict) -> str:
   """16 hex digits over what changes tokens or mathematics; `steps` is left out where the schedule
   allows more of them.
   """
-  kept = {
-    k: v
-    for k, v in flat(resolved).items()
-    if not any(fnmatch.fnmatchcase(k, p) for p in OUTSIDE_FINGERPRINT)
-  }
+  outside = OUTSIDE_FINGERPRINT
   if registry.make('schedule', resolved['schedule']).fact('extendable'):
-    kept.pop('steps')
+    outside += ('steps',)
+  return digest(resolved, outside)
+
+
+def digest(resolved: dict, outside: tuple[str, ...]) -> str:
+  """16 hex digits over a config without the keys that match the patterns `outside`."""
+  out = lambda key: any(fnmatch.fnmatchcase(key, p) for p in outside)
+  kept = {k: v for k, v in flat(resolved).items() if not out(k)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,12 +5,18 @@ What they hold may have been edited, cut off by a full disk, or come from somebo
 
 import contextlib
 import json
+import os
 import pathlib
 from typing import Any
 
 from lmjax import exits
 
 LARGEST = 1 << 26  # bytes
+
+
+def expanded(path: Any) -> str:
+  """`~` and variables such as $LMJAX_DATA stand for what they do in a shell."""
+  return os.path.expandvars(os.path.expanduser(str(path)))
 
 
 def read_text(path: Any) -> str:

@@ -12,17 +12,13 @@ from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
 
 
-def nbytes(tree) -> int:
-  return sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(tree))
-
-
 def piece_bytes(run, tree_of) -> tuple[int, dict[str, int]]:
   """Bytes on one device of `tree_of(state)` on the config's mesh, and the mesh's axes ({} for one
   device).
   """
   mesh = mesh_lib.abstract(run.config['mesh'])
   if mesh is None:
-    return nbytes(tree_of(run.state_shapes)), {}
+    return build_lib.nbytes(tree_of(run.state_shapes)), {}
   build_lib.check_devices(run, mesh)
   placed = jax.tree.leaves(tree_of(run.placements(mesh)), is_leaf=build_lib.is_placement)
   shapes = jax.tree.leaves(tree_of(run.state_shapes))

@@ -381,7 +381,7 @@ MUTATIONS = (
   ('experiment/execute.py', 'idle + 1 if last_step(path) == before else 0', '0', X + 'execute.py'),
   (
     'experiment/results.py',
-    "if not same or r['status'] in ENDED",
+    "if not same or r['status'] in execute.ENDED",
     'if not same or True',
     X + 'runner.py',
   ),

@@ -16,6 +16,7 @@ import time
 from typing import Any, Callable, Sequence
 
 from lmjax import exits
+from lmjax import files
 from lmjax import tracking
 from lmjax.experiment import measures
 from lmjax.experiment.trials import Trial
@@ -23,6 +24,7 @@ from lmjax.experiment.trials import Trial
 OUTCOME = 'outcome.json'
 ATTEMPTS = 5  # in a row without a step made
 DONE, DIVERGED, FAILED, STOPPED = 'done', 'diverged', 'failed', 'stopped'
+ENDED = (DONE, DIVERGED)  # a result, which is not tried again
 
 
 class Stopping:
@@ -69,7 +71,7 @@ def execute(
   stopping = stopping or Stopping()
   path = folder(runs, trial)
   found = read(path)
-  if found is not None and found['status'] in (DONE, DIVERGED):
+  if found is not None and found['status'] in ENDED:
     return found | dict(value=_value(measure, path))
   if stopping.told:
     return dict(status=STOPPED, message='not begun', value=None)
@@ -83,7 +85,7 @@ def execute(
     status = _attempt(trial, path, cpus, stopping, cost)
     idle = idle + 1 if last_step(path) == before else 0
   record = _record(path, status, cost, stopping)
-  _write(path / OUTCOME, record)
+  files.write(path / OUTCOME, json.dumps(record))
   return record | dict(value=_value(measure, path))
 
 
@@ -95,8 +97,8 @@ def _value(measure: Callable, path: pathlib.Path) -> float | None:
 def read(path: pathlib.Path) -> dict[str, Any] | None:
   """The record of a workdir, or None."""
   try:
-    return json.loads((path / OUTCOME).read_text('utf-8'))
-  except (OSError, ValueError):
+    return files.read_json(path / OUTCOME)
+  except ValueError:
     return None
 
 
@@ -151,7 +153,10 @@ def _record(path: pathlib.Path, status: int, cost, stopping: Stopping) -> dict[s
     state = STOPPED
   else:
     state, text = FAILED, f'status {status}: {_last_words(path)}'
-  versions = (_json(path / 'run' / 'versions.json') or [{}])[-1]
+  try:
+    versions = (files.read_json(path / 'run' / 'versions.json') or [{}])[-1]
+  except ValueError:  # it ended before there was a run
+    versions = {}
   versions = {k: v for k, v in versions.items() if k not in ('time', 'host', 'platform')}
   return dict(status=state, message=text, **found, **cost, versions=versions)
 
@@ -162,16 +167,3 @@ def _last_words(path: pathlib.Path) -> str:
   except OSError:
     return ''
   return next((x.strip() for x in reversed(lines) if x.strip()), '')[:500]
-
-
-def _json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text('utf-8'))
-  except (OSError, ValueError):
-    return None
-
-
-def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(json.dumps(record), encoding='utf-8')
-  partial.replace(path)

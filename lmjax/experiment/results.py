@@ -8,6 +8,7 @@ import json
 import pathlib
 from typing import Any, Iterable
 
+from lmjax import files
 from lmjax.experiment import execute
 from lmjax.experiment.declare import ExperimentError
 from lmjax.experiment.trials import Trial
@@ -34,10 +35,7 @@ def read(folder: Any) -> dict[str, Any]:
 
 
 def write(folder: Any, results: dict[str, Any]) -> None:
-  path = pathlib.Path(folder) / FILE
-  partial = path.with_name(f'{FILE}.partial')
-  partial.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n', encoding='utf-8')
-  partial.replace(path)
+  files.write(pathlib.Path(folder) / FILE, json.dumps(results, indent=1, sort_keys=True) + '\n')
 
 
 def record(trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -60,9 +58,6 @@ def merge(results: dict, scale: str, new: Iterable[dict[str, Any]]) -> None:
   for r in new:
     old = kept.get(place(r))
     same = old is not None and (old['identity'], old['code']) == (r['identity'], r['code'])
-    if not same or r['status'] in ENDED or old['status'] not in ENDED:
+    if not same or r['status'] in execute.ENDED or old['status'] not in execute.ENDED:
       kept[place(r)] = r
   entry['records'] = [kept[k] for k in sorted(kept, key=str)]
-
-
-ENDED = (execute.DONE, execute.DIVERGED)

@@ -38,7 +38,7 @@ def unfinished(trials: Sequence[Trial], known: dict) -> list[Trial]:
   out = {}
   for t in trials:
     r = known.get((t.identity, t.code))
-    if r is None or r['status'] not in results_lib.ENDED:
+    if r is None or r['status'] not in execute.ENDED:
       out.setdefault((t.identity, t.code), t)
   return list(out.values())
 
@@ -108,7 +108,7 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
     f'({", ".join(map(str, s.budgets))} steps) on seed {e.tuning_seed}, then seeds '
     f'{", ".join(map(str, e.seeds))}'
   )
-  past = sum(spent(r, s.gpus) for r in known.values() if r['status'] in results_lib.ENDED) / 3600
+  past = sum(spent(r, s.gpus) for r in known.values() if r['status'] in execute.ENDED) / 3600
   unit = 'accelerator-hours' if s.gpus else 'core-hours'
   text = 'not known before some ran' if math.isnan(hours) else f'about {hours:.2f}'
   say(f'{n} trials, {left} to run; {unit}: {text}, beside {past:.2f} spent (declared: {s.hours:g})')
@@ -136,7 +136,7 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
       new = [results_lib.record(x, outcome) for x in twins[t.identity, t.code]]
       results_lib.merge(results, scale, new)
       results_lib.write(folder, results)
-      failed += outcome['status'] not in results_lib.ENDED
+      failed += outcome['status'] not in execute.ENDED
       say(f'{stage} {i}/{len(todo)}: {t.name}: {told_of(outcome)}')
     if told:
       say('stopped; the same command goes on from here')

@@ -10,6 +10,7 @@ from typing import Any
 from lmjax.experiment import claims
 from lmjax.experiment import declare
 from lmjax.experiment import execute
+from lmjax.experiment import results as results_lib
 from lmjax.experiment import statistics
 from lmjax.experiment import trials
 from lmjax.experiment.claims import Interval
@@ -118,7 +119,7 @@ def cell(e: declare.Experiment, scale: str, arm: declare.Arm, steps: int, known:
   def of(point, seed):
     t = trials.trial(e, scale, arm, point, seed, steps)
     r = known.get((t.identity, t.code))
-    if r is None or r['status'] not in (execute.DONE, execute.DIVERGED):
+    if r is None or r['status'] not in execute.ENDED:
       missing.append(t.name if r is None else f'{t.name} ({r["status"]}: {r["message"]})')
       return None
     return r
@@ -144,8 +145,6 @@ def cell(e: declare.Experiment, scale: str, arm: declare.Arm, steps: int, known:
 
 def summarize(e: declare.Experiment, scale: str, results: dict) -> Summary:
   """Everything that tables, figures and the index say of one scale."""
-  from lmjax.experiment import results as results_lib
-
   known = results_lib.known(results, scale)
   cells = [cell(e, scale, arm, steps, known) for arm in e.arms for steps in e.budgets(arm, scale)]
   base = {c.steps: c for c in cells if c.arm is e.baseline}

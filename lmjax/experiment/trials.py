@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import fnmatch
 import functools
-import hashlib
 import json
 from typing import Any, Iterable
 
@@ -70,20 +68,22 @@ def _resolved(base: str, words: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 def identity(resolved: dict) -> str:
   """16 hex digits over all of a config that its result depends on."""
-  kept = {
-    k: v
-    for k, v in config_lib.flat(resolved).items()
-    if not any(fnmatch.fnmatchcase(k, p) for p in OUTSIDE)
-  }
-  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+  return config_lib.digest(resolved, OUTSIDE)
+
+
+def settings(
+  e: declare.Experiment, scale: str, arm: declare.Arm, point: dict, seed: int, steps: int
+) -> dict[str, Any]:
+  """What a trial changes of the recipe; what is nearer to the trial wins."""
+  near = {**e.changes, **e.scales[scale].changes, **arm.changes, **point}
+  return near | dict(seed=seed, steps=steps)
 
 
 def trial(
   e: declare.Experiment, scale: str, arm: declare.Arm, point, seed: int, steps: int
 ) -> Trial:
   """One trial, its config resolved and checked against the baseline's fields."""
-  s = e.scales[scale]
-  changes = {**e.changes, **s.changes, **arm.changes, **point, 'seed': seed, 'steps': steps}
+  s, changes = e.scales[scale], settings(e, scale, arm, point, seed, steps)
   resolved = resolve_arm(e, arm, changes)
   declare.check_decay(arm, resolved)
   return Trial(
@@ -104,14 +104,12 @@ def tuning(e: declare.Experiment, scale: str) -> list[Trial]:
   """Every point of every arm at every budget, on the tuning seed. Raises ExperimentError where an
   arm leaves its fields.
   """
-  s = e.scales[scale]
-  at = dict(seed=e.tuning_seed, steps=s.budgets[0])
-  first = {**e.changes, **s.changes, **e.baseline.changes, **e.baseline.points()[0], **at}
-  baseline = resolve_arm(e, e.baseline, first)
+  at = e.tuning_seed, e.scales[scale].budgets[0]
+  config = lambda arm, point: resolve_arm(e, arm, settings(e, scale, arm, point, *at))
+  baseline = config(e.baseline, e.baseline.points()[0])
   for arm in e.arms:
     for point in arm.points():
-      changes = {**e.changes, **s.changes, **arm.changes, **point, **at}
-      declare.check_fields(e, arm, resolve_arm(e, arm, changes), baseline)
+      declare.check_fields(e, arm, config(arm, point), baseline)
   return [
     trial(e, scale, arm, point, e.tuning_seed, steps)
     for arm in e.arms

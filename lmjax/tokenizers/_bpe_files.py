@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any, Mapping
 
+from lmjax import files as files_lib
 from lmjax import kinds
 from lmjax.tokenizers import _files
 
@@ -50,7 +51,7 @@ class Vocabulary:
 
 def load(path: str) -> Vocabulary:
   """Reads and checks. Raises ValueError (or Unsupported) naming the file."""
-  where = _files.place(path)
+  where = pathlib.Path(files_lib.expanded(path))
   vocab = _load_pair(where) if where.is_dir() else _load_json(where)
   _check_ids(vocab)
   return vocab

@@ -7,10 +7,11 @@ Every error is a ValueError that names the file.
 import codecs
 import json
 import lzma
-import os
 import pathlib
 import re
 from typing import Any, Iterable, Iterator
+
+from lmjax import files as files_lib
 
 _XZ = b'\xfd7zXZ\x00'
 _BLOCK = 1 << 20
@@ -19,14 +20,9 @@ _BLOCK = 1 << 20
 _CUT = re.compile(r'\S(?=\n)')
 
 
-def place(path: str | pathlib.Path) -> pathlib.Path:
-  """`~` and variables such as $LMJAX_DATA stand for what they do in a shell."""
-  return pathlib.Path(os.path.expandvars(os.path.expanduser(str(path))))
-
-
 def read(path: str | pathlib.Path) -> bytes:
   """The content of a file, decompressed if it is xz. Raises ValueError where it cannot be read."""
-  path = place(path)
+  path = pathlib.Path(files_lib.expanded(path))
   try:
     if path.exists() and not (path.is_file() or path.is_dir()):  # a device may never end
       raise ValueError(f'{path} is not a regular file')

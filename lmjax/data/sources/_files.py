@@ -15,6 +15,8 @@ import tarfile
 import zipfile
 import zlib
 
+from lmjax import files as files_lib
+
 COMPRESSED = ('.gz', '.tgz', '.xz', '.bz2', '.zst')
 _STEP = (
   1 << 12
@@ -36,7 +38,7 @@ def find(path, suffixes: tuple[str, ...] = ()) -> list[pathlib.Path]:
     return [f for p in path for f in find(p, suffixes)]
   if not str(path):
     raise ValueError("path='': a file, a folder or a pattern is expected")
-  text = os.path.expandvars(os.path.expanduser(str(path)))
+  text = files_lib.expanded(path)
   here = pathlib.Path(text)
   if here.is_dir():
     found = sorted(
