@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What to run where a GPU is at hand; about ten minutes. Usage: experiments/perf/gpu.sh [OUT]
+# What to run where a GPU is at hand; about fifteen minutes. Usage: experiments/perf/gpu.sh [OUT]
 # Needs lmjax installed with '.[cuda,test]', or on the path of a Python that has what it needs.
 set -u
 cd "$(dirname "$0")/../.."
@@ -13,5 +13,6 @@ XLA_FLAGS="--xla_backend_optimization_level=3 --xla_force_host_platform_device_c
   tests/test_train_step.py tests/test_recompute.py > "$out/tests.txt" 2>&1
 timeout 150 python experiments/perf/device.py --recipe=gpt2:124M --rows=32 --out="$out/gpt2_124M.json"
 timeout 150 python experiments/perf/device.py --recipe=llama:1B --rows=2 --rounds=2 --out="$out/llama_1B.json"
+timeout 400 python experiments/perf/optim_step.py --recipe=gpt2:124M --rows=32 --out="$out/optim_step.json" > "$out/optim_step.txt" 2>&1
 timeout 120 python -m lmjax.main --config=quickstart --workdir="$out/quickstart" > "$out/quickstart.txt" 2>&1
 tail -3 "$out"/*.txt
