@@ -386,6 +386,7 @@ MUTATIONS = (
     X + 'runner.py',
   ),
   ('experiment/runner.py', 'if hours + past > s.hours:', 'if False:', X + 'runner.py'),
+  ('experiment/program.py', "f'@{len(names)}'", "'@'", X + 'carry.py'),
   ('experiment/code.py', "body[0].value.value = ''", 'pass', X + 'code.py'),
   # nothing lost
   ('train.py', 'keep(opt, state.opt),', 'opt,', K + 'train_step.py'),

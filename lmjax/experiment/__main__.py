@@ -1,10 +1,11 @@
-"""python -m lmjax.experiment run|report|list|index|render
+"""python -m lmjax.experiment run|report|list|index|render|carry
 
 run experiments/x --scale=cpu   tunes, runs and records what is missing; the same command goes on
 report experiments/x            results.md and figures, from results.json
 list                            every experiment with its verdicts
 index                           the README's index of methods
 render experiments/x            Kubernetes manifests (JobSet) of what is missing, see `jobset`
+carry experiments/x --since=C   keeps what commit C computed where the code computes the same now
 """
 
 import argparse
@@ -49,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
   render.add_argument('--option', action='append', default=[], metavar='NAME=VALUE')
   report = sub.add_parser('report', help='writes results.md and figures')
   report.add_argument('folder')
+  carry = sub.add_parser('carry', help='results over a change of code that changes no program')
+  carry.add_argument('folder')
+  carry.add_argument('--scale', default='cpu')
+  carry.add_argument('--since', required=True, help='a commit at which they were not stale')
   for name, text in (('list', 'experiments and verdicts'), ('index', "the README's index")):
     one = sub.add_parser(name, help=text)
     one.add_argument('--root', default='experiments')
@@ -97,6 +102,10 @@ def main(argv: list[str] | None = None) -> int:
       readme.write_text(text, encoding='utf-8')
     elif flags.command == 'report':
       report(flags.folder)
+    elif flags.command == 'carry':
+      from lmjax.experiment import carry
+
+      carry.carry(flags.folder, flags.scale, flags.since)
     elif flags.command == 'render':
       from lmjax.experiment import jobset
 

@@ -18,9 +18,14 @@ from lmjax import registry
 from lmjax import specs
 
 
-def fingerprint(resolved: dict) -> str:
-  """16 hex digits."""
-  found = {m: _syntax(m) for part in parts(resolved) for m in _modules(part)}
+# Rooms whose parts show in the program of a step.
+TRACED = tuple(f'lmjax.{x}.' for x in ('models', 'objectives', 'optim', 'schedules', 'guards'))
+
+
+def fingerprint(resolved: dict, traced: bool = True) -> str:
+  """16 hex digits; traced=False leaves out the parts that show in the program of a step."""
+  used = {p for p in parts(resolved) if traced or not p.startswith(TRACED)}
+  found = {m: _syntax(m) for part in used for m in _modules(part)}
   text = '\n'.join(f'{m} {d}' for m, d in sorted(found.items()))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
