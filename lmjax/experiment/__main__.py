@@ -9,11 +9,14 @@ carry experiments/x --since=C   keeps what commit C computed where the code comp
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
 
 from lmjax import exits
+from lmjax import files
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import engines
 from lmjax.experiment import results as results_lib
@@ -29,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   sub = p.add_subparsers(dest='command', required=True)
+  sub.add_parser = functools.partial(sub.add_parser, allow_abbrev=False)
   run = sub.add_parser('run', help='runs what is missing of an experiment')
   run.add_argument('folder')
   run.add_argument('--scale', default='cpu')
@@ -70,20 +74,50 @@ def report(folder: str) -> None:
       f'{folder}: no {results_lib.FILE} yet; python -m lmjax.experiment run {folder}'
     )
   path = pathlib.Path(folder) / 'results.md'
-  path.write_text(tables.page(folder), encoding='utf-8')
-  print(path)
+  files.write(path, tables.page(folder))
+  say(str(path))
   from lmjax.experiment import figure
 
-  for scale in declare.load(folder).scales:
+  for scale in checks.load(folder).scales:
     if scale in results['scales']:
-      print(figure.write(folder, scale))
+      say(str(figure.write(folder, scale)))
 
 
-def show(root: str) -> None:
-  print(tables.index(root))
+def say(text: str) -> None:
+  """Prints a line, unless nobody reads any more: what runs goes on."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    sys.stdout = open(os.devnull, 'w')
+
+
+def show(root: str) -> int:
+  """Every experiment with its verdicts; one that is broken does not hide the others."""
+  status, begun = 0, tables.HEAD
   for folder in tables.folders(root):
-    if not results_lib.read(folder)['scales']:
-      print(f'{folder}: not run yet')
+    try:
+      lines, results = tables.verdicts(folder), results_lib.read(folder)
+      scales = checks.load(folder).scales
+    except ValueError as e:
+      say(f'{folder}: {e}')
+      status = exits.USER
+      continue
+    if lines:
+      say('\n'.join([*begun, *lines]))
+      begun = ()
+    for scale in results['scales']:
+      if scale not in scales:
+        say(f'{folder}: has results of scale {scale!r}, which it declares no more')
+    if not results['scales']:
+      say(f'{folder}: not run yet')
+  return status
+
+
+def index(root: str, readme: pathlib.Path) -> None:
+  if not tables.folders(root):
+    raise declare.ExperimentError(f'--root={root}: no experiments there')
+  text = tables.with_index(readme.read_text('utf-8'), tables.index(root))
+  files.write(readme, text)
 
 
 def given(flags) -> dict[str, str]:
@@ -95,11 +129,9 @@ def main(argv: list[str] | None = None) -> int:
   flags = parser().parse_args(argv)
   try:
     if flags.command == 'list':
-      show(flags.root)
+      return show(flags.root)
     elif flags.command == 'index':
-      readme = pathlib.Path(flags.readme)
-      text = tables.with_index(readme.read_text('utf-8'), tables.index(flags.root))
-      readme.write_text(text, encoding='utf-8')
+      index(flags.root, pathlib.Path(flags.readme))
     elif flags.command == 'report':
       report(flags.folder)
     elif flags.command == 'carry':
@@ -109,21 +141,26 @@ def main(argv: list[str] | None = None) -> int:
     elif flags.command == 'render':
       from lmjax.experiment import jobset
 
-      e = declare.load(flags.folder)
-      print(jobset.render(e, flags.folder, flags.scale, runs=flags.runs, **given(flags)), end='')
+      e = checks.load(flags.folder)
+      print(jobset.render(e, flags.folder, flags.scale, given(flags), flags.runs), end='')
     else:
       options = given(flags)
       engine = engines.make(flags.engine, flags.jobs, options)
-      say = lambda text: print(text, flush=True)
       status = runner.run(flags.folder, flags.scale, flags.runs, engine, say, dry=flags.dry_run)
       if not flags.dry_run and results_lib.read(flags.folder)['scales']:
-        report(flags.folder)
+        try:
+          report(flags.folder)
+        except declare.ExperimentError as e:  # what ran is kept, and its status counts
+          print(f'lmjax: {e}', file=sys.stderr)
       return status
   except (ValueError, OSError) as e:
     if os.environ.get('LMJAX_TRACEBACK'):
       raise
     print(f'lmjax: {e}', file=sys.stderr)
     return exits.USER
+  except KeyboardInterrupt:
+    print('lmjax: interrupted; what had finished is kept', file=sys.stderr)
+    return 130
   return 0
 
 

@@ -17,6 +17,7 @@ import tempfile
 from typing import Any, Callable, Iterator
 
 import lmjax
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import execute
 from lmjax.experiment import program
@@ -30,10 +31,14 @@ def carry(folder: Any, scale: str, since: str, say: Callable[[str], None] = prin
   """Carries over what can be; the number of records that stay stale. Raises ExperimentError for a
   folder outside a git repository, a commit that is not there, or code that does not run.
   """
-  e, results = declare.load(folder), results_lib.read(folder)
-  declare.scale_of(e, scale)
-  known = results_lib.known(results, scale)
-  stale = [r for r in summary.stale_records(e, scale, known) if r['status'] in execute.ENDED]
+  with results_lib.changed(folder) as results:
+    return _carry(folder, checks.load(folder), results, scale, since, say)
+
+
+def _carry(folder, e, results, scale: str, since: str, say) -> int:
+  checks.scale_of(e, scale)
+  known = results_lib.known(results, scale, e.measured)
+  stale = [r for r in summary.left_out(e, scale, known)[0] if r['status'] in execute.ENDED]
   if not stale:
     say(f'{folder}, scale {scale}: no stale records')
     return 0
@@ -56,7 +61,6 @@ def carry(folder: Any, scale: str, since: str, say: Callable[[str], None] = prin
       left[why] = left.get(why, 0) + 1
     else:
       record.update(identity=b['identity'], code=b['code'])
-  results_lib.write(folder, results)
   say(f'carried over: {len(stale) - sum(left.values())}')
   for why, n in left.items():
     say(f'still stale: {n}: {why}')

@@ -2,20 +2,22 @@
 
 A verdict is computed from the numbers of one budget, the largest; nobody types it.
 
-  reproduced            the claim holds, beyond the noise
-  direction only        the effect goes the claimed way, beyond the noise, but is smaller
-  not at this scale     the noise leaves the sign open
+  reproduced            the effect is there, beyond the noise, and at least as large as claimed
+  direction only        the effect is there, beyond the noise, but smaller than claimed
+  not at this scale     the noise leaves it open
   contradicted          the effect goes the other way, beyond the noise
 
-"Beyond the noise" means that the 95 % interval leaves out the value without effect.
+"Beyond the noise" means that the 95 % interval leaves out the value without effect, and that
+Welch's p, by Holm's method over the treatments of the experiment, is below 0.05. A claim of
+equality (`AsGood`) is about the interval alone.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple, Protocol
 
 REPRODUCED, DIRECTION = 'reproduced', 'direction only'
 NOT_HERE, CONTRADICTED = 'not at this scale', 'contradicted'
+LEVEL = 0.05
 
 
 class Interval(NamedTuple):
@@ -27,9 +29,9 @@ class Interval(NamedTuple):
 
 
 class Claim(Protocol):
-  def verdict(self, gain: Interval, speedup: Interval) -> str:
+  def verdict(self, gain: Interval, speedup: Interval, p: float) -> str:
     """gain: the baseline's number minus the treatment's. speedup: the baseline's tokens for the
-    treatment's loss, over the treatment's tokens.
+    treatment's loss, over the treatment's tokens. p: of no difference, by Holm's method.
     """
 
 
@@ -39,7 +41,9 @@ class Better:
 
   by: float = 0.0
 
-  def verdict(self, gain: Interval, speedup: Interval) -> str:
+  def verdict(self, gain: Interval, speedup: Interval, p: float) -> str:
+    if not p < LEVEL:
+      return NOT_HERE
     if gain.high < 0:
       return CONTRADICTED
     if gain.low > 0:
@@ -56,12 +60,10 @@ class AsGood:
 
   within: float
 
-  def verdict(self, gain: Interval, speedup: Interval) -> str:
+  def verdict(self, gain: Interval, speedup: Interval, p: float) -> str:
     if gain.low > -self.within:
       return REPRODUCED
-    if gain.high < -self.within:
-      return CONTRADICTED
-    return DIRECTION if gain.value > -self.within else NOT_HERE
+    return CONTRADICTED if gain.high < -self.within else NOT_HERE
 
   def __str__(self):
     return f'no worse than {self.within:g} above'
@@ -73,8 +75,8 @@ class Faster:
 
   times: float
 
-  def verdict(self, gain: Interval, speedup: Interval) -> str:
-    if math.isnan(speedup.value) or math.isnan(speedup.low) or math.isnan(speedup.high):
+  def verdict(self, gain: Interval, speedup: Interval, p: float) -> str:
+    if not p < LEVEL:
       return NOT_HERE
     if speedup.high < 1:
       return CONTRADICTED

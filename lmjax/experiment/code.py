@@ -1,8 +1,9 @@
 """The fingerprint of the parts that a config uses: a result is stale once one of them changed.
 
-Over the syntax of the part's file and of the room's helpers (`_x.py`) and kernels that it imports,
-without comments and docstrings: what cannot change a result makes none stale. The core (training
-step, loop, data plan) is watched by its own tests and by the golden metrics, not by this.
+Over the syntax of the part's file and of what it imports to compute with: the room's helpers
+(`_x.py`), kernels, `lmjax.nn`, and for a part from elsewhere its own package or folder. Comments
+and docstrings do not count: what cannot change a result makes none stale. The core (training step,
+loop, data plan) is watched by its own tests and by the golden metrics, not by this.
 """
 
 import ast
@@ -11,7 +12,8 @@ import hashlib
 import importlib.util
 import inspect
 import pathlib
-from typing import Any, Iterator
+import textwrap
+from typing import Any, Callable, Iterator
 
 from lmjax import config as config_lib
 from lmjax import registry
@@ -53,7 +55,8 @@ def _kinds() -> Iterator[str]:
   return iter(kinds.KINDS)
 
 
-def _modules(name: str) -> set[str]:
+@functools.cache
+def _modules(name: str) -> frozenset[str]:
   """A part's module and the helpers it imports, directly or through others."""
   out, todo = set(), [name]
   while todo:
@@ -61,8 +64,20 @@ def _modules(name: str) -> set[str]:
     if module in out:
       continue
     out.add(module)
-    todo += [m for m in _imports(module) if '._' in m or '.kernels.' in m]
-  return out
+    todo += [m for m in _imports(module) if _computes(m)]
+  return frozenset(out)
+
+
+def forget() -> None:
+  """Files are read again."""
+  for cached in (_modules, _imports, _tree, _syntax):
+    cached.cache_clear()
+
+
+def _computes(module: str) -> bool:
+  """Whether what a part imports is a helper of parts, not the core."""
+  inside = module.partition('.')[0] == 'lmjax'
+  return not inside or '._' in module or module.startswith(('lmjax.kernels.', 'lmjax.nn.'))
 
 
 @functools.cache
@@ -70,25 +85,59 @@ def _tree(module: str) -> ast.Module:
   return ast.parse(pathlib.Path(importlib.util.find_spec(module).origin).read_text('utf-8'))
 
 
+@functools.cache
 def _imports(module: str) -> set[str]:
   found: set[str] = set()
   for node in ast.walk(_tree(module)):
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('lmjax'):
-      found |= {f'{node.module}.{a.name}' for a in node.names}
-  return {m for m in found if _exists(m)}
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+      found |= {node.module, *(f'{node.module}.{a.name}' for a in node.names)}
+    elif isinstance(node, ast.Import):
+      found |= {a.name for a in node.names}
+  return {m for m in found if _related(m, module) and _exists(m)}
+
+
+def _related(module: str, to: str) -> bool:
+  """Of the same package, of lmjax, or in the same folder."""
+  top = module.partition('.')[0]
+  if top in ('lmjax', to.partition('.')[0]):
+    return True
+  return (pathlib.Path(importlib.util.find_spec(to).origin).parent / f'{top}.py').is_file()
 
 
 @functools.cache
 def _exists(module: str) -> bool:
   try:
-    return importlib.util.find_spec(module) is not None
-  except ModuleNotFoundError:  # a name within a module
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
+  except (ModuleNotFoundError, ValueError):  # a name within a module
     return False
+
+
+def of_function(fn: Callable) -> str:
+  """16 hex digits over a function, what it closes over, and the functions of its module that it
+  calls.
+  """
+  todo, found = [fn], {}
+  while todo:
+    f = inspect.unwrap(todo.pop())
+    if f.__qualname__ in found:
+      continue
+    tree = ast.parse(textwrap.dedent(inspect.getsource(f)).strip().rstrip(','))
+    cells = [c.cell_contents for c in f.__closure__ or ()]
+    held = [c.__qualname__ if inspect.isfunction(c) else repr(c) for c in cells]
+    found[f.__qualname__] = f'{f.__module__} {_digest(tree)} {held} {f.__defaults__}'
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    near = [f.__globals__.get(name) for name in used] + cells
+    todo += [g for g in near if inspect.isfunction(g) and g.__module__ == f.__module__]
+  return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def _syntax(module: str) -> str:
-  tree: Any = _tree(module)
+  return _digest(_tree(module))
+
+
+def _digest(tree: Any) -> str:
   for node in ast.walk(tree):
     body = getattr(node, 'body', None)
     if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

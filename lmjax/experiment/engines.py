@@ -19,14 +19,18 @@ def make(name: str, jobs: int, options: dict[str, Any]):
   """The engine of a name. Raises ExperimentError for an unknown one, or a package that is not
   there.
   """
+  if name not in NAMES:
+    raise ExperimentError(f'--engine={name}: {", ".join(NAMES)} are known')
+  if jobs < 0:
+    raise ExperimentError(f'--jobs={jobs}: trials at a time, or 0 for as many as fit, are expected')
   if name == 'local':
     from lmjax.experiment import local
 
     if options:
-      raise ExperimentError(f'--engine=local takes no --engine.{next(iter(options))}')
+      raise ExperimentError(f'--engine=local takes no --option={next(iter(options))}')
     return local.Local(jobs)
-  if name not in NAMES:
-    raise ExperimentError(f'--engine={name}: {", ".join(NAMES)} are known')
+  if 'jobs' in options:
+    raise ExperimentError('--option=jobs: give --jobs')
   try:
     if name == 'ray':
       from lmjax.experiment import ray_engine
@@ -37,5 +41,3 @@ def make(name: str, jobs: int, options: dict[str, Any]):
     return slurm_engine.Slurm(jobs, **options)
   except ImportError as e:
     raise ExperimentError(f"--engine={name}: {e}; pip install 'lmjax[{name}]'") from None
-  except TypeError as e:
-    raise ExperimentError(f'--engine={name}: {e}') from None

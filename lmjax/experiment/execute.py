@@ -25,6 +25,7 @@ OUTCOME = 'outcome.json'
 ATTEMPTS = 5  # in a row without a step made
 DONE, DIVERGED, FAILED, STOPPED = 'done', 'diverged', 'failed', 'stopped'
 ENDED = (DONE, DIVERGED)  # a result, which is not tried again
+COST = ('seconds', 'cpu_seconds', 'memory', 'attempts')
 
 
 class Stopping:
@@ -76,7 +77,7 @@ def execute(
   if stopping.told:
     return dict(status=STOPPED, message='not begun', value=None)
   path.mkdir(parents=True, exist_ok=True)
-  cost = dict(seconds=0.0, cpu_seconds=0.0, memory=0, attempts=0)
+  cost = dict.fromkeys(COST, 0)
   if found is not None:
     cost |= {k: found[k] for k in cost}
   idle, status = 0, exits.RETRY
@@ -90,16 +91,18 @@ def execute(
 
 
 def _value(measure: Callable, path: pathlib.Path) -> float | None:
-  value = measure(tracking.read_metrics(path / 'run'))
+  value = float(measure(tracking.read_metrics(path / 'run')))
   return value if math.isfinite(value) else None
 
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:
-  """The record of a workdir, or None."""
+  """The record of a workdir, or None where there is none that can be used."""
   try:
-    return files.read_json(path / OUTCOME)
+    found = files.read_json(path / OUTCOME)
   except ValueError:
     return None
+  known = (*COST, 'status', 'message', 'loss', 'tokens', 'step_time', 'state_bytes', 'versions')
+  return found if isinstance(found, dict) and set(known) <= set(found) else None
 
 
 def last_step(path: pathlib.Path) -> int:
@@ -143,10 +146,12 @@ def _attempt(trial: Trial, path, cpus, stopping: Stopping, cost) -> int:
 
 
 def _record(path: pathlib.Path, status: int, cost, stopping: Stopping) -> dict[str, Any]:
-  found = measures.summary(tracking.read_metrics(path / 'run'))
-  text = ''
+  lines = tracking.read_metrics(path / 'run')
+  found, text = measures.summary(lines), ''
   if status == 0 and found['loss'] is not None:
     state = DONE
+  elif status == 0 and not any(x['kind'] == 'eval' for x in lines):
+    state, text = FAILED, 'it ended without a validation loss'
   elif status in (0, exits.BROKEN):
     state, text = DIVERGED, _last_words(path) if status else 'its last loss is not finite'
   elif stopping.told:

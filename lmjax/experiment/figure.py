@@ -4,6 +4,7 @@ import math
 import pathlib
 from typing import Any
 
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import results as results_lib
 from lmjax.experiment import summary as summary_lib
@@ -21,10 +22,10 @@ def write(folder: Any, scale: str) -> pathlib.Path:
   matplotlib.rcParams['svg.hashsalt'] = 'lmjax'  # the same numbers give the same file
   from matplotlib import pyplot as plt
 
-  e, results = declare.load(folder), results_lib.read(folder)
+  e, results = checks.load(folder), results_lib.read(folder)
   s = summary_lib.summarize(e, scale, results)
   fig, (ends, grid) = plt.subplots(1, 2, figsize=(11, 4.5))
-  known = results['scales'].get(scale, {}).get('records', [])
+  last = max(e.scales[scale].budgets)  # that all arms have
   for i, arm in enumerate(e.arms):
     style = dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--')
     cells = [c for c in s.cells if c.arm is arm and c.sample.values]
@@ -33,21 +34,16 @@ def write(folder: Any, scale: str) -> pathlib.Path:
       x = [c.tokens for c in cells]
       ends.errorbar(x, [c.sample.mean for c in cells], error, marker='o', label=arm.name, **style)
     key = next(iter(arm.grid), None)
-    last = max(e.budgets(arm, scale))
     tried = sorted(
-      (r['point'][key], r['loss'])
-      for r in known
-      if key is not None
-      and (r['arm'], r['seed'], r['steps']) == (arm.name, e.tuning_seed, last)
-      and r.get('loss') is not None
-      and key in r['point']
-      and isinstance(r['point'][key], (int, float))
+      (point[key], loss)
+      for point, loss in s.cell(arm.name, last).tuning
+      if loss is not None and isinstance(point.get(key), (int, float))
     )
     if tried:
       grid.plot([k for k, _ in tried], [v for _, v in tried], marker='.', **style)
       grid.set_xlabel(key)
   ends.set(xscale='log', xlabel='tokens', title='tuned: mean and sd of seeds')
-  grid.set(xscale='log', title='tuning: final loss, largest budget')
+  grid.set(xscale='log', title=f'tuning: final loss after {last} steps')
   if ends.get_legend_handles_labels()[0]:
     ends.legend(fontsize=7, ncol=2)
   fig.tight_layout()

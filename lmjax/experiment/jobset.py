@@ -29,11 +29,12 @@ from typing import Any
 import yaml
 
 from lmjax import exits
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import execute
 from lmjax.experiment import results as results_lib
 from lmjax.experiment import runner
-from lmjax.experiment import trials as trials_lib
+from lmjax.experiment import summary
 from lmjax.experiment.declare import ExperimentError
 from lmjax.experiment.trials import Trial
 
@@ -76,25 +77,27 @@ class Pods:
   max_restarts: int = 100
 
 
-def render(e: declare.Experiment, folder: Any, scale: str, runs: str = '', **options: Any) -> str:
+def render(
+  e: declare.Experiment, folder: Any, scale: str, options: dict[str, Any], runs: str = ''
+) -> str:
   """Manifests as YAML, one document a trial; '' where nothing is left to run.
 
   Args:
     folder: of the experiment, with its results so far.
-    runs: where the pods make run directories; by default `runs` on the claim.
     options: of `Pods`; texts are parsed.
+    runs: where the pods make run directories; by default `runs` on the claim.
 
   Raises ExperimentError for options that are unknown or do not fit.
   """
-  declare.scale_of(e, scale)
+  checks.scale_of(e, scale)
   pods = parse(options)
   at = pathlib.PurePosixPath(runs or f'{pods.mount}/runs')
   if not at.is_relative_to(pods.mount):
     raise ExperimentError(f'--runs={runs}: a folder below mount={pods.mount!r} is expected')
-  known = results_lib.known(results_lib.read(folder), scale)
-  made = [*trials_lib.tuning(e, scale), *runner.seeds(e, scale, known)]
+  known = results_lib.known(results_lib.read(folder), scale, e.measured)
+  todo = runner.unfinished(summary.everything(e, scale, known), known)
   slug = pathlib.Path(folder).resolve().name
-  found = [manifest(t, slug, scale, str(at), pods) for t in runner.unfinished(made, known)]
+  found = [manifest(t, slug, scale, str(at), pods) for t in todo]
   return yaml.safe_dump_all(found, sort_keys=False, width=100) if found else ''
 
 

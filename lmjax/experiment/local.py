@@ -5,7 +5,6 @@ import os
 import queue
 from typing import Any, Callable, Iterator, Sequence
 
-from lmjax.experiment import execute
 from lmjax.experiment import remote
 from lmjax.experiment.trials import Trial
 
@@ -40,7 +39,7 @@ class Local:
     def one(trial: Trial):
       place = places.get()
       try:
-        return execute.execute(trial, runs, measure, place, self.stopping)
+        return remote.guarded(trial, runs, measure, place, self.stopping)
       finally:
         places.put(place)
 

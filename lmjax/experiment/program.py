@@ -17,7 +17,7 @@ import jax
 from lmjax import build
 from lmjax import evaluate
 from lmjax.experiment import code
-from lmjax.experiment import declare
+from lmjax.experiment import checks
 from lmjax.experiment import trials
 
 
@@ -54,7 +54,7 @@ def normal(text: str) -> str:
 
 
 def main(folder: str, scale: str) -> None:
-  e = declare.load(folder)
+  e = checks.load(folder)
   arms = {a.name: a for a in e.arms}
   for arm, point, seed, steps in json.load(sys.stdin):
     try:

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 import uuid
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 from lmjax import rundir
 from lmjax import tracking
@@ -27,7 +27,6 @@ from lmjax.experiment.trials import Trial
 
 LOOK = 0.5  # seconds from one look at a file to the next
 WAIT = 300.0  # seconds for an earlier process of the same run to save and end
-COST = ('seconds', 'cpu_seconds', 'memory', 'attempts')
 
 
 class Control:
@@ -99,8 +98,22 @@ def here(
     elif wrong := _differs(trial):
       return lost(trial, runs, execute.FAILED, wrong)
     with _following(control, stopping):
-      _wait_until_free(execute.folder(runs, trial) / 'run', stopping)
-      return execute.execute(trial, runs, measure, None, stopping)
+      return guarded(trial, runs, measure, None, stopping)
+  except Exception as e:  # of one trial; the others go on
+    return lost(trial, runs, execute.FAILED, f'{type(e).__name__}: {e}')
+
+
+def guarded(
+  trial: Trial,
+  runs: Any,
+  measure: Callable,
+  cpus: Sequence[int] | None,
+  stopping: execute.Stopping,
+) -> dict[str, Any]:
+  """`execute` behind whatever uses the same run directory; an exception is the trial's failure."""
+  try:
+    _wait_until_free(execute.folder(runs, trial) / 'run', stopping)
+    return execute.execute(trial, runs, measure, cpus, stopping)
   except Exception as e:  # of one trial; the others go on
     return lost(trial, runs, execute.FAILED, f'{type(e).__name__}: {e}')
 
@@ -113,7 +126,7 @@ def lost(trial: Trial, runs: Any, status: str, message: str) -> dict[str, Any]:
     status=status,
     message=message[:500],
     **measures.summary(tracking.read_metrics(path / 'run')),
-    **{k: found.get(k, 0) for k in COST},
+    **{k: found.get(k, 0) for k in execute.COST},
     versions=found.get('versions', {}),
     value=None,
   )

@@ -1,7 +1,8 @@
 """run: tunes every arm, then runs the seeds of its best point, and keeps what each trial gave.
 
-What `results.json` has of a trial, with its identity and code unchanged, is not run again, on this
-machine or another. It is written after every trial, so that a killed runner loses none.
+What `results.json` has of a trial, with identity, code and measure unchanged, is not run again, on
+this machine or another. It is written after every trial, so that a killed runner loses none, and
+read again before, so that several runners may share a folder.
 """
 
 import functools
@@ -11,6 +12,7 @@ import signal
 from typing import Any, Sequence
 
 from lmjax import flops as flops_lib
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import execute
 from lmjax.experiment import results as results_lib
@@ -20,17 +22,6 @@ from lmjax.experiment.trials import Trial
 
 FLOPS_A_CORE = 4e10  # of small matrices on one CPU core, where nothing was measured yet
 START = 12.0  # core-seconds of imports and compilation, likewise
-
-
-def seeds(e: declare.Experiment, scale: str, known: dict) -> list[Trial]:
-  """The trials on the reported seeds, of the arms and budgets whose tuning is finished."""
-  out = []
-  for arm in e.arms:
-    for steps in e.budgets(arm, scale):
-      best = summary.cell(e, scale, arm, steps, known).best
-      if best is not None:
-        out += [trials_lib.trial(e, scale, arm, best, seed, steps) for seed in e.seeds]
-  return out
 
 
 def unfinished(trials: Sequence[Trial], known: dict) -> list[Trial]:
@@ -46,23 +37,19 @@ def unfinished(trials: Sequence[Trial], known: dict) -> list[Trial]:
 def estimate(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, float]:
   """(trials in all, trials to run, core-hours of these, accelerator-hours where trials ask for
   some): by what trials of the same arm took, else by FLOPs; NaN for accelerators never timed.
+  Trials of one config are one.
   """
-  tune = trials_lib.tuning(e, scale)
-  todo, total = unfinished(tune, known), 0.0
-  for t in todo:
-    total += _seconds(e, t, known)
-  n, left = len(tune), len(todo)
+  made = trials_lib.tuning(e, scale)
   for arm in e.arms:
     for steps in e.budgets(arm, scale):
-      best = summary.cell(e, scale, arm, steps, known).best
-      again = [
-        trials_lib.trial(e, scale, arm, best or arm.points()[0], seed, steps) for seed in e.seeds
-      ]
-      n += len(again)
-      more = unfinished(again, known)
-      left += len(more)
-      total += sum(_seconds(e, t, known) for t in more)
-  return n, left, total / 3600
+      cell = summary.cell(e, scale, arm, steps, known)
+      if cell.best is None and not cell.missing:
+        continue  # every point diverged: there is nothing to run on other seeds
+      best = cell.best or arm.points()[0]
+      made += [trials_lib.trial(e, scale, arm, best, seed, steps) for seed in e.seeds]
+  todo = unfinished(made, known)
+  total = sum(_seconds(e, t, known) for t in todo)
+  return len({(t.identity, t.code) for t in made}), len(todo), total / 3600
 
 
 def _seconds(e: declare.Experiment, t: Trial, known: dict) -> float:
@@ -97,10 +84,9 @@ def _built(base: str, changes) -> float:
 
 def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = False) -> int:
   """Runs what is missing; the exit status is 0, 1 where trials failed, 75 where it was stopped."""
-  e = declare.load(folder)
-  s = declare.scale_of(e, scale)
-  results = results_lib.read(folder)
-  known = results_lib.known(results, scale)
+  e = checks.load(folder)
+  s = checks.scale_of(e, scale)
+  known = results_lib.known(results_lib.read(folder), scale, e.measured)
   n, left, hours = estimate(e, scale, known)
   points = len(e.baseline.points())
   say(
@@ -108,23 +94,23 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
     f'({", ".join(map(str, s.budgets))} steps) on seed {e.tuning_seed}, then seeds '
     f'{", ".join(map(str, e.seeds))}'
   )
-  past = sum(spent(r, s.gpus) for r in known.values() if r['status'] in execute.ENDED) / 3600
-  unit = 'accelerator-hours' if s.gpus else 'core-hours'
   text = 'not known before some ran' if math.isnan(hours) else f'about {hours:.2f}'
-  say(f'{n} trials, {left} to run; {unit}: {text}, beside {past:.2f} spent (declared: {s.hours:g})')
-  if hours + past > s.hours:
-    raise declare.ExperimentError(
-      f'{folder}: about {hours + past:.2f} {unit} in all are more than scales[{scale!r}].hours='
-      f'{s.hours:g}; raise it, or take smaller budgets, grids or models'
-    )
+  say(
+    f'{n} trials, {left} to run; {unit(s)}: {text}, beside {past(s, known):.2f} spent (declared: '
+    f'{s.hours:g})'
+  )
+  check_hours(folder, e, scale, known)
   if dry:
     return 0
+  with results_lib.changed(folder):
+    pass  # what cannot be written is known before anything runs
   pathlib.Path(runs).mkdir(parents=True, exist_ok=True)
   told = _listen(engine, say)
   failed = 0
   for stage in ('tuning', 'seeds'):
-    known = results_lib.known(results, scale)
-    made = trials_lib.tuning(e, scale) if stage == 'tuning' else seeds(e, scale, known)
+    known = results_lib.known(results_lib.read(folder), scale, e.measured)
+    check_hours(folder, e, scale, known)
+    made = trials_lib.tuning(e, scale) if stage == 'tuning' else summary.everything(e, scale, known)
     todo = unfinished(made, known)
     twins: dict[tuple[str, str], list[Trial]] = {}
     for t in made:
@@ -133,15 +119,36 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
       if outcome['status'] == execute.STOPPED:
         continue  # it goes on later
       # One run serves every arm that asks for the same one.
-      new = [results_lib.record(x, outcome) for x in twins[t.identity, t.code]]
-      results_lib.merge(results, scale, new)
-      results_lib.write(folder, results)
+      new = [results_lib.record(x, e.measured, outcome) for x in twins[t.identity, t.code]]
+      with results_lib.changed(folder) as results:
+        results_lib.merge(results, scale, new)
       failed += outcome['status'] not in execute.ENDED
       say(f'{stage} {i}/{len(todo)}: {t.name}: {told_of(outcome)}')
     if told:
       say('stopped; the same command goes on from here')
       return 75
   return 1 if failed else 0
+
+
+def unit(s: declare.Scale) -> str:
+  return 'accelerator-hours' if s.gpus else 'core-hours'
+
+
+def past(s: declare.Scale, known: dict) -> float:
+  """Hours spent so far."""
+  return sum(spent(r, s.gpus) for r in known.values() if r['status'] in execute.ENDED) / 3600
+
+
+def check_hours(folder: Any, e: declare.Experiment, scale: str, known: dict) -> None:
+  """Raises ExperimentError where the whole would take longer than declared."""
+  s = e.scales[scale]
+  _, _, hours = estimate(e, scale, known)
+  total = past(s, known) + (0.0 if math.isnan(hours) else hours)
+  if total > s.hours:
+    raise declare.ExperimentError(
+      f'{folder}: about {total:.2f} {unit(s)} in all are more than scales[{scale!r}].hours='
+      f'{s.hours:g}; raise it, or take smaller budgets, grids or models'
+    )
 
 
 def told_of(outcome: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@
   test      Welch's t-test, two-sided; over several treatments the p-values are Holm's
   interval  g -+ t(0.975, v) s,   s^2 = s_b^2 / n_b + s_t^2 / n_t,   v by Welch and Satterthwaite
   curve     the baseline's mean loss against log(tokens), straight between its budgets and, with the
-            slope of the last (first) two, beyond them, which is said
+            slope of the last (first) two, beyond them, which is said; where it first meets a loss
   speedup   tokens that the curve needs for the treatment's loss / the treatment's tokens; its
             interval by drawing all means anew from Student's t, 10,000 times, seed 0
 
@@ -69,17 +69,19 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def tokens_for(loss, tokens: Sequence[float], losses):
   """Tokens at which the curve through (tokens, losses), ascending in tokens, meets a loss; of many
-  losses (...) and curves (..., points) at once. NaN where a curve does not fall.
+  losses (...) and curves (..., points) at once. NaN where a curve does not fall there.
   """
   x, y, loss = np.log(np.asarray(tokens, float)), np.asarray(losses, float), np.asarray(loss)
   if len(x) < 2:
     return np.full(loss.shape, math.nan)[()]
-  i = np.clip(np.sum(y > loss[..., None], axis=-1, keepdims=True) - 1, 0, len(x) - 2)
+  met = y <= loss[..., None]
+  first = np.where(np.any(met, axis=-1), np.argmax(met, axis=-1), len(x))[..., None]
+  i = np.clip(first - 1, 0, len(x) - 2)
   at = lambda values, i: np.take_along_axis(np.broadcast_to(values, y.shape), i, -1)[..., 0]
   with np.errstate(all='ignore'):
     slope = (at(y, i + 1) - at(y, i)) / (at(x, i + 1) - at(x, i))
     found = np.exp(at(x, i) + (loss - at(y, i)) / slope)
-  return np.where(np.all(np.diff(y) < 0, axis=-1), found, math.nan)[()]
+  return np.where(slope < 0, found, math.nan)[()]
 
 
 def speedup(

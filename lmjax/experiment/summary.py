@@ -7,6 +7,8 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
 from lmjax.experiment import claims
 from lmjax.experiment import declare
 from lmjax.experiment import execute
@@ -17,20 +19,23 @@ from lmjax.experiment.claims import Interval
 from lmjax.experiment.statistics import Sample
 
 INCOMPLETE, DIVERGED = 'incomplete', 'diverged'
+BASELINE_DIVERGED = 'the baseline diverged'
 
 
 @dataclasses.dataclass
 class Cell:
-  """One arm at one budget. best: the tuned point, or None while tuning is unfinished.
+  """One arm at one budget. best: the tuned point, or None while tuning is unfinished or where every
+  point diverged.
 
-  edge: keys whose best value is the smallest or largest tried. missing, diverged: trials, in words.
+  edge: keys whose best value is the smallest or largest tried. tuning: finished points with their
+  final losses, None where they diverged. missing, diverged: trials, in words.
   """
 
   arm: declare.Arm
   steps: int
   best: dict[str, Any] | None
   edge: list[str]
-  tuned: int
+  tuning: list[tuple[dict[str, Any], float | None]]
   sample: Sample
   records: list[dict[str, Any]]
   missing: list[str]
@@ -38,8 +43,8 @@ class Cell:
 
   def middle(self, key: str) -> float:
     """The median of a number over the records; NaN without any."""
-    found = sorted(r[key] for r in self.records if r.get(key) is not None)
-    return float(found[len(found) // 2]) if found else math.nan
+    found = [r[key] for r in self.records if r.get(key) is not None]
+    return float(np.median(found)) if found else math.nan
 
   @property
   def tokens(self) -> float:
@@ -48,7 +53,9 @@ class Cell:
 
 @dataclasses.dataclass
 class Comparison:
-  """A treatment against the baseline at one budget."""
+  """A treatment against the baseline at one budget. limit: the tokens of the baseline's longest
+  budget over the treatment's; larger speed-ups are extrapolated.
+  """
 
   cell: Cell
   baseline: Cell
@@ -56,11 +63,17 @@ class Comparison:
   p: float
   speedup: Interval
   beyond: bool
+  limit: float
 
   @property
   def steps_equivalent(self) -> float:
     """Steps of the baseline that give the treatment's loss."""
-    return self.speedup.value * self.cell.steps
+    return self.speedup.value * self.cell.tokens * self.baseline.steps / self.baseline.tokens
+
+  @property
+  def certain(self) -> Interval:
+    """The speed-up without what lies beyond the baseline's longest budget."""
+    return Interval(*(min(x, self.limit) for x in self.speedup))
 
 
 @dataclasses.dataclass
@@ -69,6 +82,7 @@ class Summary:
   comparisons: list[Comparison]
   verdicts: dict[str, str]
   stale: int
+  unused: int
 
   @property
   def missing(self) -> list[str]:
@@ -91,16 +105,38 @@ class Summary:
     a, b = own[0], own[-1]
     return (b.middle('cpu_seconds') - a.middle('cpu_seconds')) / (b.steps - a.steps)
 
+  @property
+  def notes(self) -> list[str]:
+    """What a reader must know beside the table."""
+    out = []
+    if any(len(c.sample.values) == 1 and not c.missing for c in self.cells):
+      out.append('One seed: no spread, hence no verdict.')
+    for c in self.comparisons:
+      at = f'{c.cell.arm.name}, {c.cell.steps} steps'
+      if not c.cell.sample.values or not c.baseline.sample.values:
+        continue
+      if math.isnan(c.speedup.value):
+        out.append(f"{at}: no speed-up, since the baseline's curve does not fall there.")
+      if (a := devices(c.cell)) != (b := devices(c.baseline)):
+        out.append(f'{at}: ran on {", ".join(a)}, the baseline on {", ".join(b)}.')
+    if any((r['versions'] or {}).get('dirty') for c in self.cells for r in c.records):
+      out.append('Some trials ran from a work tree with changes that were not committed.')
+    return out
+
   def cell(self, arm: str, steps: int) -> Cell:
     return next(c for c in self.cells if c.arm.name == arm and c.steps == steps)
 
 
-def best_point(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+def devices(cell: Cell) -> list[str]:
+  return sorted({str(r['versions'].get('device')) for r in cell.records})
+
+
+def best_point(tuning: list[tuple[dict[str, Any], float | None]]) -> dict[str, Any] | None:
   """The point with the lowest final loss, whatever is compared then; one that diverged is never the
   best. None if all did.
   """
-  finite = [r for r in records if r['status'] == execute.DONE and r['loss'] is not None]
-  return min(finite, key=lambda r: r['loss'])['point'] if finite else None
+  finite = [(loss, i) for i, (_, loss) in enumerate(tuning) if loss is not None]
+  return tuning[min(finite)[1]][0] if finite else None
 
 
 def edges(arm: declare.Arm, best: dict[str, Any]) -> list[str]:
@@ -124,28 +160,33 @@ def cell(e: declare.Experiment, scale: str, arm: declare.Arm, steps: int, known:
       return None
     return r
 
-  tuning = [of(point, e.tuning_seed) for point in arm.points()]
-  done = [r for r in tuning if r is not None]
+  found = [(point, of(point, e.tuning_seed)) for point in arm.points()]
+  done = [r for _, r in found if r is not None]
+  loss = lambda r: r['loss'] if r['status'] == execute.DONE else None
+  tuning = [(point, loss(r)) for point, r in found if r is not None]
   if missing:
-    return Cell(arm, steps, None, [], len(done), Sample(()), done, missing, [])
-  best = best_point(done)
+    return Cell(arm, steps, None, [], tuning, Sample(()), done, missing, [])
+  best = best_point(tuning)
   if best is None:
     text = f'{arm.name}, {steps} steps: every point of the grid diverged'
-    return Cell(arm, steps, None, [], len(done), Sample(()), done, [], [text])
+    return Cell(arm, steps, None, [], tuning, Sample(()), done, missing, [text])
   records = [r for seed in e.seeds if (r := of(best, seed)) is not None]
   good = [r for r in records if r['status'] == execute.DONE and r['value'] is not None]
+  for r in records:
+    if r['status'] == execute.DONE and r['value'] is None:
+      missing.append(f'{arm.name}, {steps} steps, seed {r["seed"]} (its measure gives no number)')
   diverged = [
     f'{arm.name}, {steps} steps, seed {r["seed"]} diverged: {r["message"]}'
     for r in records
-    if r not in good
+    if r['status'] == execute.DIVERGED
   ]
   values = Sample(tuple(r['value'] for r in good))
-  return Cell(arm, steps, best, edges(arm, best), len(done), values, good, missing, diverged)
+  return Cell(arm, steps, best, edges(arm, best), tuning, values, good, missing, diverged)
 
 
 def summarize(e: declare.Experiment, scale: str, results: dict) -> Summary:
   """Everything that tables, figures and the index say of one scale."""
-  known = results_lib.known(results, scale)
+  known = results_lib.known(results, scale, e.measured)
   cells = [cell(e, scale, arm, steps, known) for arm in e.arms for steps in e.budgets(arm, scale)]
   base = {c.steps: c for c in cells if c.arm is e.baseline}
   comparisons = [compare(c, base) for c in cells if c.arm is not e.baseline and c.steps in base]
@@ -154,26 +195,47 @@ def summarize(e: declare.Experiment, scale: str, results: dict) -> Summary:
   for c, p in zip(at_last, statistics.holm([c.p for c in at_last])):
     c.p = p
   verdicts = {c.cell.arm.name: verdict(c, base) for c in at_last if c.cell.arm.claim is not None}
-  stale = len(stale_records(e, scale, known)) if known else 0
-  return Summary(cells, comparisons, verdicts, stale)
+  stale, unused = left_out(e, scale, known)
+  return Summary(cells, comparisons, verdicts, len(stale) + known.others, len(unused))
 
 
-def stale_records(e: declare.Experiment, scale: str, known: dict) -> list[dict[str, Any]]:
-  """Records that no trial of the experiment, as it stands now, would give."""
+def left_out(e: declare.Experiment, scale: str, known: dict) -> tuple[list[dict], list[dict]]:
+  """(stale records: no trial of the experiment, as it stands now, would give them; records of seeds
+  that it no longer asks for).
+  """
   arms, budgets = {a.name: a for a in e.arms}, {}
-  out = []
+  stale, unused, current = [], [], set()
   for key, r in known.items():
     arm = arms.get(r['arm'])
     if arm is None or r['steps'] not in budgets.setdefault(r['arm'], e.budgets(arm, scale)):
-      out.append(r)
+      stale.append((key, r))
       continue
     try:
       t = trials.trial(e, scale, arm, r['point'], r['seed'], r['steps'])
     except ValueError:
-      out.append(r)
+      stale.append((key, r))
       continue
     if (t.identity, t.code) != key:
-      out.append(r)
+      stale.append((key, r))
+      continue
+    current.add(key)
+    if r['seed'] not in (*e.seeds, e.tuning_seed):
+      unused.append(r)
+  if stale and (gone := [x for x in stale if x[1]['arm'] not in arms]):
+    # Of an arm that is gone; another one may ask for the same run.
+    asked = {(t.identity, t.code) for t in everything(e, scale, known)}
+    stale = [x for x in stale if x not in gone or x[0] not in asked]
+  return [r for _, r in stale], unused
+
+
+def everything(e: declare.Experiment, scale: str, known: dict) -> list[trials.Trial]:
+  """All trials that can be named today: tuning, and the seeds of what is tuned."""
+  out = trials.tuning(e, scale)
+  for arm in e.arms:
+    for steps in e.budgets(arm, scale):
+      best = cell(e, scale, arm, steps, known).best
+      if best is not None:
+        out += [trials.trial(e, scale, arm, best, seed, steps) for seed in e.seeds]
   return out
 
 
@@ -181,20 +243,25 @@ def compare(c: Cell, base: dict[int, Cell]) -> Comparison:
   baseline = base[c.steps]
   gain, p = statistics.gain(baseline.sample, c.sample)
   curve = [(b.tokens, b.sample) for b in base.values() if b.sample.values]
-  found, beyond = statistics.NO_INTERVAL, False
+  found, beyond, limit = statistics.NO_INTERVAL, False, math.nan
   if c.sample.values and curve:
     found, beyond = statistics.speedup(c.tokens, c.sample, curve)
-  return Comparison(c, baseline, gain, p, found, beyond)
+    limit = max(t for t, _ in curve) / c.tokens
+  return Comparison(c, baseline, gain, p, found, beyond, limit)
 
 
 def verdict(c: Comparison, base: dict[int, Cell]) -> str:
   """The claim's verdict, or what keeps it from one."""
-  if c.cell.missing or c.baseline.missing:
-    return INCOMPLETE
+  faster = isinstance(c.cell.arm.claim, claims.Faster)
+  needed = list(base.values()) if faster else [c.baseline]
   if c.cell.diverged:
     return DIVERGED
-  if len(c.cell.sample.values) < 2 or len(c.baseline.sample.values) < 2:
+  if any(b.diverged for b in needed):
+    return BASELINE_DIVERGED
+  if c.cell.missing or any(b.missing for b in needed):
     return INCOMPLETE
-  if isinstance(c.cell.arm.claim, claims.Faster) and any(b.missing for b in base.values()):
+  if any(len(x.sample.values) < 2 for x in (c.cell, *needed)):
     return INCOMPLETE
-  return c.cell.arm.claim.verdict(c.gain, c.speedup)
+  if faster and any(map(math.isnan, c.speedup)):
+    return INCOMPLETE
+  return c.cell.arm.claim.verdict(c.gain, c.certain if faster else c.speedup, c.p)

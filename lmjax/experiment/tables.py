@@ -4,6 +4,7 @@ import math
 import pathlib
 from typing import Any
 
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import measures
 from lmjax.experiment import results as results_lib
@@ -32,9 +33,11 @@ def row(*cells: Any) -> str:
   return '| ' + ' | '.join(str(c).replace('|', '\\|') for c in cells) + ' |'
 
 
-def point(best: dict[str, Any] | None, edge: list[str]) -> str:
+def point(cell: summary_lib.Cell) -> str:
+  """The tuned point of an arm at a budget."""
+  best, edge = cell.best, cell.edge
   if best is None:
-    return 'not tuned yet'
+    return 'every point diverged' if cell.diverged else 'not tuned yet'
   return ', '.join(f'{k}={v!r}' + (' (edge)' if k in edge else '') for k, v in best.items()) or '-'
 
 
@@ -49,7 +52,7 @@ def table(e: declare.Experiment, scale: str, results: dict) -> str:
     columns = {
       'arm': f'{cell.arm.name} (baseline)' if baseline else cell.arm.name,
       'steps': cell.steps,
-      'best of grid': point(cell.best, cell.edge),
+      'best of grid': point(cell),
       'n': len(cell.sample.values),
       'mean': number(cell.sample.mean),
       'sd': number(cell.sample.sd),
@@ -59,7 +62,7 @@ def table(e: declare.Experiment, scale: str, results: dict) -> str:
     columns |= against(compared.get((cell.arm.name, cell.steps)))
     columns['state B/param'] = number(cell.middle('state_bytes'), 2)
     columns['step time'] = ratio(s.step_seconds(cell), s.step_seconds(base.get(cell.steps)))
-    columns['memory'] = ratio(memory(cell), memory(base.get(cell.steps)))
+    columns['host memory'] = ratio(memory(cell), memory(base.get(cell.steps)))
     rows.append(columns)
   lines = [row(*rows[0]), row(*['---'] * len(rows[0])), *(row(*r.values()) for r in rows)]
   lines += ['', row('treatment', 'claim', 'verdict'), row('---', '---', '---')]
@@ -67,8 +70,9 @@ def table(e: declare.Experiment, scale: str, results: dict) -> str:
     verdict = s.verdicts.get(arm.name, 'no claim declared')
     lines.append(row(arm.name, arm.claim or '-', verdict))
   edge = [f'{c.arm.name} at {c.steps} steps' for c in s.cells if c.edge]
-  tuned = sorted({c.tuned for c in s.cells})
-  notes = [f'Tuning: {" to ".join(map(str, tuned))} finished points an arm and budget.']
+  tuned, points = [len(c.tuning) for c in s.cells], len(e.baseline.points())
+  done = f'{min(tuned)}' if len({*tuned}) == 1 else f'{min(tuned)} to {max(tuned)}'
+  notes = [f'Tuning: {done} of {points} points finished at each budget of every arm.']
   if edge:
     notes.append(f'Best value on the edge of its grid: {", ".join(edge)}.')
   if s.missing:
@@ -77,7 +81,10 @@ def table(e: declare.Experiment, scale: str, results: dict) -> str:
   if s.diverged:
     notes.append(f'Diverged: {"; ".join(s.diverged[:8])}.')
   if s.stale:
-    notes.append(f'Stale and left out: {s.stale} records of another config or other code.')
+    notes.append(f'Stale and left out: {s.stale} records of another config, code or measure.')
+  if s.unused:
+    notes.append(f'Left out: {s.unused} records of seeds that are no longer asked for.')
+  notes += s.notes
   return '\n'.join([*lines, '', *(f'- {n}' for n in notes)]) + '\n'
 
 
@@ -89,9 +96,13 @@ def against(c: summary_lib.Comparison | None) -> dict[str, str]:
   return {
     'gain [95 %]': interval(c.gain),
     'p': number(c.p, 3),
-    'speed-up [95 %]': interval(c.speedup, 2) + (' beyond the curve' if c.beyond else ''),
+    'speed-up [95 %]': interval(c.speedup, 2) + extrapolated(c),
     'steps-equivalent': '' if math.isnan(equivalent) else f'{equivalent:.0f}',
   }
+
+
+def extrapolated(c: summary_lib.Comparison) -> str:
+  return ' beyond the curve' if c.beyond and not math.isnan(c.speedup.value) else ''
 
 
 def memory(cell: summary_lib.Cell | None) -> float:
@@ -99,12 +110,13 @@ def memory(cell: summary_lib.Cell | None) -> float:
 
 
 def ratio(a: float, b: float) -> str:
-  return '-' if math.isnan(a / b) else f'{a / b:.2f}x'
+  return f'{a / b:.2f}x' if a > 0 and b > 0 else '-'
 
 
 def page(folder: Any) -> str:
   """results.md: every scale of an experiment that has results."""
-  e, results = declare.load(folder), results_lib.read(folder)
+  e, results = checks.load(folder), results_lib.read(folder)
+  name = pathlib.Path(folder).resolve().name
   out = [f'# {e.title}', '', f'{e.source}', '']
   if e.notes:
     out += [e.notes, '']
@@ -113,17 +125,19 @@ def page(folder: Any) -> str:
     if scale not in results['scales']:
       continue
     records = results['scales'][scale]['records']
-    hours = sum(r['cpu_seconds'] for r in records) / 3600
-    devices = sorted({str((r.get('versions') or {}).get('device')) for r in records})
+    gpus = e.scales[scale].gpus
+    hours = sum(r['seconds'] * gpus if gpus else r['cpu_seconds'] for r in records) / 3600
+    unit = 'accelerator-hours' if gpus else 'core-hours'
+    devices = sorted({str(r['versions'].get('device')) for r in records})
     versions = {
-      k: sorted({str((r.get('versions') or {}).get(k)) for r in records})
+      k: sorted({str(r['versions'].get(k)) for r in records})
       for k in ('jax', 'jaxlib', 'flax', 'optax', 'commit')
     }
     out += [
       f'## Scale {scale}',
       '',
-      f'`python -m lmjax.experiment run experiments/{pathlib.Path(folder).name} --scale={scale}`; '
-      f'{len(records)} trials, {hours:.2f} core-hours, on {", ".join(devices)}; '
+      f'`python -m lmjax.experiment run experiments/{name} --scale={scale}`; '
+      f'{len(records)} trials, {hours:.2f} {unit}, on {", ".join(devices)}; '
       + '; '.join(f'{k} {", ".join(x[:10] for x in v)}' for k, v in versions.items()),
       '',
       table(e, scale, results),
@@ -133,32 +147,40 @@ def page(folder: Any) -> str:
   return '\n'.join(out)
 
 
+HEAD = (
+  row('method', 'experiment', 'scale', 'claim', 'verdict', 'gain [95 %]', 'speed-up'),
+  row(*['---'] * 7),
+)
+
+
 def index(root: Any) -> str:
   """The README's table: one line for each treatment with results."""
-  lines = [
-    row('method', 'experiment', 'scale', 'claim', 'verdict', 'gain [95 %]', 'speed-up'),
-    row(*['---'] * 7),
-  ]
+  lines = [*HEAD]
   for folder in folders(root):
-    e, results = declare.load(folder), results_lib.read(folder)
-    for scale in e.scales:
-      if scale not in results['scales']:
-        continue
-      s = summary_lib.summarize(e, scale, results)
-      last = max(e.scales[scale].budgets)
-      for c in s.comparisons:
-        if c.cell.steps != last:
-          continue
-        name = c.cell.arm.name
-        verdict = s.verdicts.get(name, 'no claim declared')
-        if c.cell.edge or c.baseline.edge:
-          verdict += ', on the edge of a grid'
-        link = f'[{folder.name}](experiments/{folder.name}/results.md)'
-        speed = number(c.speedup.value, 2)
-        lines.append(
-          row(name, link, scale, c.cell.arm.claim or '-', verdict, interval(c.gain), speed)
-        )
+    lines += verdicts(folder)
   return '\n'.join(lines)
+
+
+def verdicts(folder: pathlib.Path) -> list[str]:
+  """The index's lines of one experiment."""
+  e, results, lines = checks.load(folder), results_lib.read(folder), []
+  for scale in e.scales:
+    if scale not in results['scales']:
+      continue
+    s = summary_lib.summarize(e, scale, results)
+    last = max(e.scales[scale].budgets)
+    for c in s.comparisons:
+      if c.cell.steps != last:
+        continue
+      name = c.cell.arm.name
+      verdict = s.verdicts.get(name, 'no claim declared')
+      if c.cell.edge or c.baseline.edge:
+        verdict += ', on the edge of a grid'
+      link = f'[{folder.name}](experiments/{folder.name}/results.md)'
+      speed = number(c.speedup.value, 2) + extrapolated(c)
+      claim = c.cell.arm.claim or '-'
+      lines.append(row(name, link, scale, claim, verdict, interval(c.gain), speed))
+  return lines
 
 
 def folders(root: Any) -> list[pathlib.Path]:

@@ -8,11 +8,12 @@ from typing import Any, Iterable
 
 from lmjax import config as config_lib
 from lmjax.experiment import code
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 
 # What changes neither the losses nor what is measured of them.
-OUTSIDE = (
-  *(k for k in config_lib.OUTSIDE_FINGERPRINT if k not in ('eval.*', 'data.valid', 'log_every')),
+OUTSIDE = tuple(
+  k for k in config_lib.OUTSIDE_FINGERPRINT if k not in ('eval.*', 'data.valid', 'log_every')
 )
 
 
@@ -42,6 +43,8 @@ class Trial:
   def words(self, workdir: Any) -> list[str]:
     """Arguments of `python -m lmjax.main`."""
     settings = [f'--config.{k}={text(v)}' for k, v in self.changes]
+    if not any(k.startswith('watchdog') for k, _ in self.changes):
+      settings.append('--config.watchdog.exit=true')  # what hangs is started again
     return [f'--config={self.base}', f'--workdir={workdir}', *settings]
 
 
@@ -71,6 +74,19 @@ def identity(resolved: dict) -> str:
   return config_lib.digest(resolved, OUTSIDE)
 
 
+@functools.lru_cache(maxsize=10_000)
+def _prints(base: str, words: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+  """(identity, code) of a config, which summaries ask for again and again."""
+  resolved = _resolved(base, words)
+  return identity(resolved), code.fingerprint(resolved)
+
+
+def forget() -> None:
+  """Code is looked at again."""
+  code.forget()
+  _prints.cache_clear()
+
+
 def settings(
   e: declare.Experiment, scale: str, arm: declare.Arm, point: dict, seed: int, steps: int
 ) -> dict[str, Any]:
@@ -82,10 +98,15 @@ def settings(
 def trial(
   e: declare.Experiment, scale: str, arm: declare.Arm, point, seed: int, steps: int
 ) -> Trial:
-  """One trial, its config resolved and checked against the baseline's fields."""
+  """One trial, its config resolved; ExperimentError where it could not be compared."""
   s, changes = e.scales[scale], settings(e, scale, arm, point, seed, steps)
-  resolved = resolve_arm(e, arm, changes)
-  declare.check_decay(arm, resolved)
+  words = tuple((k, text(v)) for k, v in changes.items())
+  try:
+    resolved = _resolved(e.base, words)
+  except ValueError as error:
+    raise declare.ExperimentError(f'arm {arm.name}: {error}') from None
+  checks.check_decay(arm, resolved)
+  checks.check_data(arm, resolved)
   return Trial(
     arm.name,
     dict(point),
@@ -93,8 +114,7 @@ def trial(
     steps,
     e.base,
     tuple(changes.items()),
-    identity(resolved),
-    code.fingerprint(resolved),
+    *_prints(e.base, words),
     s.cores,
     s.gpus,
   )
@@ -102,14 +122,22 @@ def trial(
 
 def tuning(e: declare.Experiment, scale: str) -> list[Trial]:
   """Every point of every arm at every budget, on the tuning seed. Raises ExperimentError where an
-  arm leaves its fields.
+  arm leaves its fields, or two points of its grid are the same.
   """
   at = e.tuning_seed, e.scales[scale].budgets[0]
   config = lambda arm, point: resolve_arm(e, arm, settings(e, scale, arm, point, *at))
   baseline = config(e.baseline, e.baseline.points()[0])
   for arm in e.arms:
+    seen: dict[str, dict] = {}
     for point in arm.points():
-      declare.check_fields(e, arm, config(arm, point), baseline)
+      resolved = config(arm, point)
+      checks.check_fields(e, arm, resolved, baseline)
+      twin = seen.setdefault(identity(resolved), point)
+      if twin is not point:
+        raise declare.ExperimentError(
+          f'arm {arm.name}: the points {twin} and {point} of its grid are one config; different '
+          'ones are expected, since arms are tuned over equal numbers'
+        )
   return [
     trial(e, scale, arm, point, e.tuning_seed, steps)
     for arm in e.arms

@@ -88,6 +88,20 @@ def record(t, **changes):
   return usual | changes
 
 
+def count(lines):
+  """A measure."""
+  return float(len(lines))
+
+
+def within(n):
+  """A measure that closes over a number."""
+
+  def measure(lines):
+    return count(lines) - n
+
+  return measure
+
+
 def nan():
   """An optimizer part whose updates are NaN."""
   return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * math.nan, updates))

@@ -39,16 +39,14 @@ def part(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
 
   def write(body: str, doc: str = 'A part.'):
-    code._tree.cache_clear()
-    code._syntax.cache_clear()
+    code.forget()
     (tmp_path / 'own_part.py').write_text(
       f'"""{doc}"""\nimport optax\n\n\ndef own(rate: float = 1.0):\n' + textwrap.indent(body, '  ')
     )
     return code.fingerprint(resolved(optim='own_part:own()'))
 
   yield write
-  code._tree.cache_clear()
-  code._syntax.cache_clear()
+  code.forget()
 
 
 def test_comments_and_docstrings_make_nothing_stale(part):

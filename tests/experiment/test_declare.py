@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 import _fake
 from lmjax.experiment import Arm
+from lmjax.experiment import Better
+from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import Scale
 from lmjax.experiment import trials
@@ -33,11 +36,36 @@ GRID = _fake.GRID
     (dict(scales={}), 'scales={} is empty'),
     (dict(scales={'cpu': Scale(())}), "scales.'cpu'..budgets=..: numbers of steps"),
     (dict(scales={'cpu': Scale((0,))}), "scales.'cpu'..budgets=.0,.: numbers of steps"),
+    (dict(scales={'cpu': Scale('50')}), "scales.'cpu'..budgets='50': numbers of steps"),
+    (dict(scales={'cpu': Scale(('50',))}), 'numbers of steps are expected'),
+    (dict(scales={'cpu': Scale(50)}), "scales.'cpu'..budgets=50: numbers of steps"),
+    (dict(scales={'cpu': (50,)}), 'a dictionary of Scales is expected'),
+    (dict(scales=[Scale((50,))]), 'a dictionary of Scales is expected'),
+    (dict(scales={'a/b': Scale((50, 60))}), 'a name of letters, digits'),
+    (dict(scales={'cpu': Scale((50, 60), hours=float('nan'))}), 'hours=nan: a positive number'),
+    (dict(scales={'cpu': Scale((50, 60), cores=0)}), 'cores=0: a positive number'),
+    (dict(scales={'cpu': Scale((50, 60), cores='2')}), "cores='2': a positive number"),
+    (dict(scales={'cpu': Scale((50,))}), 'arm lion claims a speed-up, .* at least two budgets'),
+    (dict(seeds=3), 'seeds=3 and tuning_seed=0: whole numbers'),
+    (dict(seeds=('0', '1')), 'whole numbers are expected'),
+    (dict(treatments=Arm('x', {}, GRID)), 'a tuple of Arms is expected'),
+    (dict(treatments=('lion',)), 'a tuple of Arms is expected'),
+    (dict(baseline=Arm('adam', {}, {'peak_lr': 1e-3})), 'values to try are expected'),
+    (dict(baseline=Arm('adam', {}, [1])), 'grid=.1.: a dictionary is expected'),
+    (dict(baseline=Arm('adam', {}, {'peak_lr': (np.float32(1), 2, 3)})), 'a plain value'),
+    (dict(treatments=(Arm('x', {}, GRID, Better),)), 'claim=<class .*: a claim is expected'),
+    (dict(treatments=(Arm('x', {}, GRID, 'better'),)), "claim='better': a claim is expected"),
+    (dict(measure=None), 'measure=None: a function'),
+    (dict(measure=print), 'measure=<built-in function print>: a function made by `def`'),
+    (dict(fields='optim'), "fields='optim': a tuple of config keys"),
+    (dict(fields=('*',)), 'a tuple of config keys is expected'),
+    (dict(base=None), 'base=None: the name of a recipe'),
+    (dict(changes=[1]), 'changes=.1.: a dictionary is expected'),
   ],
 )
 def test_refused_by_name(changes, text):
   with pytest.raises(declare.ExperimentError, match=f'here: .*{text}'):
-    declare.check(_fake.experiment(**changes), 'here')
+    checks.check(_fake.experiment(**changes), 'here')
 
 
 def test_a_treatment_changes_declared_fields_only():
@@ -57,10 +85,34 @@ def test_a_grid_is_a_change_too():
     trials.tuning(e, 'cpu')
 
 
-@pytest.mark.parametrize('schedule', ['constant()', 'inverse_sqrt(warmup=5)'])
+@pytest.mark.parametrize(
+  'schedule',
+  [
+    'constant()',
+    'constant(warmup=0.1)',
+    'inverse_sqrt(warmup=5)',
+    'inverse_sqrt(warmup=0.1)',
+    'cosine(end=0.5)',
+    'linear(end=0.9)',
+    'wsd(end=1.0)',
+  ],
+)
 def test_schedules_end_with_their_budget(schedule):
   e = _fake.experiment(changes=_fake.TINY | {'schedule': schedule})
   with pytest.raises(declare.ExperimentError, match='arm adam: config.schedule=.*does not decay'):
+    trials.tuning(e, 'cpu')
+
+
+def test_points_of_a_grid_are_different_configs():
+  twice = {'peak_lr': (1e-1, 1e-2, 0.1)}
+  e = _fake.experiment(treatments=(Arm('lion', {'optim': 'lion()'}, twice),))
+  with pytest.raises(declare.ExperimentError, match='arm lion: the points .* are one config'):
+    trials.tuning(e, 'cpu')
+
+
+def test_there_is_held_out_text_to_tune_by():
+  e = _fake.experiment(changes=_fake.TINY | {'data.valid': ''})
+  with pytest.raises(declare.ExperimentError, match="arm adam: config.data.valid='': held-out"):
     trials.tuning(e, 'cpu')
 
 
@@ -92,7 +144,7 @@ def test_trials_are_arms_by_budgets_by_points():
     ({'tensorboard': True}, True),
     ({'checkpoint_every': 7}, True),
     ({'eval.batches': 3}, False),
-    ({'data.valid': ''}, False),
+    ({'data.valid': 'shakespeare(split="train")'}, False),
     ({'log_every': 3}, False),
     ({'optim': 'adam(b1=0.8)'}, False),
   ],
@@ -119,15 +171,16 @@ def test_identity_is_of_what_results_depend_on(change, same):
     ('def get_experiment(): return 1', 'gives a int, no Experiment'),
     ('def get_experiment(): raise KeyError("k")', "KeyError: 'k'"),
     ('def get_experiment(:', 'SyntaxError'),
+    ('import sys\nsys.exit(3)', 'SystemExit: 3'),
   ],
 )
 def test_files_that_declare_nothing(tmp_path, text, message):
   if text is not None:
     (tmp_path / 'experiment.py').write_text(text)
   with pytest.raises(declare.ExperimentError, match=message):
-    declare.load(tmp_path)
+    checks.load(tmp_path)
 
 
 def test_an_unknown_scale_names_those_there_are():
   with pytest.raises(declare.ExperimentError, match='--scale=pod: this experiment has cpu'):
-    declare.scale_of(_fake.experiment(), 'pod')
+    checks.scale_of(_fake.experiment(), 'pod')

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lmjax.experiment import declare
+from lmjax.experiment import checks
 from lmjax.experiment import results
 from lmjax.experiment import tables
 from lmjax.experiment import trials
@@ -23,7 +23,7 @@ def test_the_index_of_the_readme_is_of_todays_results():
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda p: p.name)
 def test_every_experiment_is_sound(folder):
   """Arms differ in the declared fields alone, are tuned alike, and decay inside their budgets."""
-  e = declare.load(folder)
+  e = checks.load(folder)
   for scale in e.scales:
     assert trials.tuning(e, scale)
     for arm in e.arms:

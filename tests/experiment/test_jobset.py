@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import _fake
 import _tiny
 import jsonschema
 import pytest
@@ -19,7 +20,7 @@ from lmjax.experiment import jobset
 from lmjax.experiment import local
 from lmjax.experiment import measures
 from lmjax.experiment import results
-from lmjax.experiment import runner
+from lmjax.experiment import summary
 from lmjax.experiment import trials
 
 SCHEMA = json.loads((pathlib.Path(__file__).parent / 'jobset_v1alpha2.json').read_text('utf-8'))
@@ -28,7 +29,7 @@ TPU = dict(tpu='tpu-v5-lite-podslice', topology='4x4')
 
 
 def rendered(folder, e=None, **options) -> list[dict]:
-  text = jobset.render(e or _tiny.experiment(), folder, 'cpu', **NEEDED | options)
+  text = jobset.render(e or _tiny.experiment(), folder, 'cpu', NEEDED | options)
   found = list(yaml.safe_load_all(text))
   assert '&' not in text, 'aliases are hard to read'
   for doc in found:
@@ -224,9 +225,8 @@ def test_dollars_in_words_stay_what_they_are(tmp_path):
 def test_only_what_is_missing_is_rendered(tmp_path):
   e, found = _tiny.experiment(), {'scales': {}}
   tuning = trials.tuning(e, 'cpu')
-  give = lambda t: results.record(
-    t, dict(status='done', value=t.point['peak_lr'], loss=t.point['peak_lr'], message='')
-  )
+  one = lambda t: dict(value=t.point['peak_lr'], loss=t.point['peak_lr'])
+  give = lambda t: results.record(t, e.measured, _fake.record(t, **one(t)))
   results.merge(found, 'cpu', [give(t) for t in tuning[1:]])
   results.write(tmp_path, found)
   names = [d['metadata']['annotations']['lmjax/trial'] for d in rendered(tmp_path)]
@@ -234,11 +234,10 @@ def test_only_what_is_missing_is_rendered(tmp_path):
   assert names[0] == tuning[0].name and len(names) == 1 + 3 * 2
   assert all(re.search(r'seed [12], peak_lr=0.001$', n) for n in names[1:])
   results.merge(found, 'cpu', [give(tuning[0])])
-  results.merge(
-    found, 'cpu', [give(t) for t in runner.seeds(e, 'cpu', results.known(found, 'cpu'))]
-  )
+  known = results.known(found, 'cpu', e.measured)
+  results.merge(found, 'cpu', [give(t) for t in summary.everything(e, 'cpu', known)])
   results.write(tmp_path, found)
-  assert jobset.render(e, tmp_path, 'cpu', **NEEDED) == ''
+  assert jobset.render(e, tmp_path, 'cpu', NEEDED) == ''
 
 
 @pytest.mark.slow
@@ -279,5 +278,5 @@ def test_what_a_pod_did_is_collected_not_repeated(tmp_path, monkeypatch):
 )
 def test_options_are_refused_by_name(tmp_path, options, text):
   with pytest.raises(declare.ExperimentError) as e:
-    jobset.render(_tiny.experiment(), tmp_path, 'cpu', **NEEDED | options)
+    jobset.render(_tiny.experiment(), tmp_path, 'cpu', NEEDED | options)
   assert str(e.value).startswith(text)

@@ -55,6 +55,15 @@ def test_a_curve_that_does_not_fall_has_no_tokens():
   assert math.isnan(statistics.tokens_for(2.5, [100], [3.0]))
 
 
+def test_a_curve_counts_where_it_first_meets_a_loss():
+  """Noise far from there, or a rise behind it, changes nothing."""
+  x = [100, 200, 400, 800]
+  assert statistics.tokens_for(2.7, x, [3.0, 2.8, 2.6, 2.65]) == pytest.approx(400 / 2**0.5)
+  assert statistics.tokens_for(2.7, x, [3.0, 3.1, 2.6, 2.5]) == pytest.approx(200 * 2**0.8)
+  assert math.isnan(statistics.tokens_for(2.4, x, [3.0, 2.8, 2.6, 2.65]))
+  assert math.isnan(statistics.tokens_for(3.2, x, [3.0, 3.1, 2.6, 2.5]))
+
+
 def curve(noise):
   of = lambda mean: Sample((mean - noise, mean, mean + noise))
   return [(100, of(3.0)), (200, of(2.8)), (400, of(2.6))], of
