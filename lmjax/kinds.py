@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
   'norm': Kind('lmjax.models.norms', 'x -> x, over the last axis',
                facts=dict(scale_invariant=False, shift_invariant=False)),
   'residual': Kind('lmjax.models.residuals', 'a layer: wires norm, mixer, ffn and the carry',
-                   context=('mixer', 'ffn', 'norm')),
+                   context=('mixer', 'ffn', 'norm', 'depth')),
   'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
                 facts=dict(causal=True, segments=False, cache=False, cross=False, window=None)),
   'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),

@@ -136,7 +136,7 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
   blocks = []
   for name, b in m['blocks'].items():
     inner = {k: make(k, b[k]) for k in ('mixer', 'ffn', 'norm')}
-    blocks.append((name, make('residual', b['residual'], **inner)))
+    blocks.append((name, make('residual', b['residual'], depth=depth, **inner)))
   return Model(
     width=m['width'],
     vocab=vocab,

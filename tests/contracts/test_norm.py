@@ -26,7 +26,13 @@ def layer_norm(x, p, a):
   return y + p['bias'] if a['bias'] else y
 
 
-REFERENCES = dict(rms_norm=rms_norm, layer_norm=layer_norm)
+def pre_crmsnorm(x, p, a):
+  whole = np.concatenate([x, -x.sum(-1, keepdims=True)], -1)
+  y = x / np.sqrt(np.mean(whole**2, -1, keepdims=True) + a['eps'])
+  return y * p['scale'] if a['scale'] else y
+
+
+REFERENCES = dict(rms_norm=rms_norm, layer_norm=layer_norm, pre_crmsnorm=pre_crmsnorm)
 each = pytest.mark.parametrize('spec', _table.SPECS['norm'])
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import _table
 from lmjax import registry
+from lmjax import specs
 from lmjax.nn import params
 
 
@@ -40,25 +41,67 @@ def part(kind: str, obj: Any) -> registry.Part:
   return registry.Part(kind, obj.__name__.lower(), obj, ())
 
 
-# x, and functions n1, n2 (norms), m (mixer), f (ffn) -> the layer's output
-def pre(x, n1, n2, m, f, a):
-  x = x + m(n1(x))
-  return x + f(n2(x))
+# x, and functions n(name) -> a norm, m (mixer), f (ffn), arguments, number of the layer (from 1)
+# -> the layer's output
+def pre(x, n, m, f, a, layer):
+  x = x + m(n('norm_mixer')(x))
+  return x + f(n('norm_ffn')(x))
 
 
-def post(x, n1, n2, m, f, a):
-  x = n1(x + m(x))
-  return n2(x + f(x))
+def post(x, n, m, f, a, layer):
+  x = n('norm_mixer')(x + m(x))
+  return n('norm_ffn')(x + f(x))
 
 
-def parallel(x, n1, n2, m, f, a):
-  return x + m(n1(x)) + f(n1(x) if a['shared_norm'] else n2(x))
+def parallel(x, n, m, f, a, layer):
+  return x + m(n('norm_mixer')(x)) + f(n('norm_mixer' if a['shared_norm'] else 'norm_ffn')(x))
 
 
-EQUATIONS = dict(pre=pre, post=post, parallel=parallel)
-GROWTH = dict(
-  pre='linear', parallel='linear', post='flat'
-)  # variance of the stream over depth at init
+def peri_ln(x, n, m, f, a, layer):
+  x = x + n('norm_mixer_out')(m(n('norm_mixer')(x)))
+  return x + n('norm_ffn_out')(f(n('norm_ffn')(x)))
+
+
+def layernorm_scaling(x, n, m, f, a, layer):
+  x = x + m(n('norm_mixer')(x) / np.sqrt(layer))
+  return x + f(n('norm_ffn')(x) / np.sqrt(layer))
+
+
+def mix_ln(x, n, m, f, a, layer):
+  return (post if layer <= a['alpha'] * DEPTH else pre)(x, n, m, f, a, layer)
+
+
+def pre_rmsnorm(x, n, m, f, a, layer):
+  centred = lambda y: y - y.mean(-1, keepdims=True)
+  x = x + centred(m(n('norm_mixer')(x)))
+  return x + centred(f(n('norm_ffn')(x)))
+
+
+EQUATIONS = dict(
+  pre=pre,
+  post=post,
+  parallel=parallel,
+  peri_ln=peri_ln,
+  layernorm_scaling=layernorm_scaling,
+  mix_ln=mix_ln,
+  pre_rmsnorm=pre_rmsnorm,
+)
+DEPTH = 32
+# Variance of the stream behind each layer at init, where each sublayer has gain 1.
+LAYERS = np.arange(DEPTH + 1)
+LINEAR, FLAT = 1 + 2.0 * LAYERS, 1.0 + 0 * LAYERS
+GROWTH = {
+  'pre': LINEAR,
+  'parallel': LINEAR,
+  'peri_ln': LINEAR,
+  'pre_rmsnorm': LINEAR,
+  'post': FLAT,
+  'layernorm_scaling': 1 + 2 * np.cumsum([0.0, *1 / LAYERS[1:]]),
+  'mix_ln': 1 + 2 * np.maximum(LAYERS - DEPTH // 4, 0.0),
+  'mix_ln(alpha=0.0)': LINEAR,
+  'mix_ln(alpha=1.0)': FLAT,
+}
+NORMED = ('post()', 'mix_ln(alpha=1.0)', 'peri_ln()', 'mix_ln()')
 each = pytest.mark.parametrize('spec', _table.SPECS['residual'])
 
 
@@ -69,6 +112,7 @@ def layer(spec, norm='layer_norm()', **more):
     mixer=part('mixer', Mixer),
     ffn=part('ffn', Ffn),
     norm=registry.make('norm', norm),
+    depth=DEPTH,
   )
   return handle(parent=None, **more)
 
@@ -81,7 +125,7 @@ def instance(spec):
 
 def test_no_part_is_missing():
   assert not _table.uncovered('residual')
-  assert set(EQUATIONS) == set(GROWTH) == set(registry.names('residual'))
+  assert set(EQUATIONS) == {_table.name(s) for s in GROWTH} == set(registry.names('residual'))
 
 
 def layer_norm(x, p):
@@ -89,19 +133,20 @@ def layer_norm(x, p):
   return y * p['scale'] + p['bias']
 
 
+@pytest.mark.parametrize('depth', [0, 7, 8])
 @each
-def test_equals_its_equation_in_float64(spec):
+def test_equals_its_equation_in_float64(spec, depth):
   module, variables = instance(spec)
   x = _table.normal(2, 3, 8, seed=3, scale=2.0)
-  y, cache, _ = module.apply(variables, x, _table.ctx())
+  y, cache, _ = module.apply(variables, x, _table.ctx(depth=depth))
   p = _table.numpy64(variables['params'])
   want = EQUATIONS[_table.name(spec)](
     np.asarray(x, np.float64),
-    lambda z: layer_norm(z, p['norm_mixer']),
-    lambda z: layer_norm(z, p['norm_ffn']),
+    lambda name: lambda z: layer_norm(z, p[name]),
     lambda z: z @ p['mixer']['w']['kernel'],
     lambda z: z @ p['ffn']['w']['kernel'],
     _table.arguments('residual', spec),
+    depth + 1,
   )
   _table.close(y, want, 2e-6)
   assert cache is None
@@ -133,41 +178,39 @@ def test_the_cache_goes_to_the_mixer_and_comes_back(spec):
 
 @each
 def test_leaving_undoes_entering(spec):
-  x, module = _table.normal(2, 3, 8), layer(spec)
+  half, module = jnp.round(4 * _table.normal(2, 3, 4)), layer(spec)
+  x = jnp.concatenate([half, -half], axis=-1)  # some keep a stream of mean 0; exact in float32
   _table.same(module.leave(module.enter(x)), x)
 
 
-def variances(spec, depth=32, width=64):
+def variances(spec, width=64):
   """Variance of the stream after each layer at init, mixer and ffn being matrices of gain 1."""
   module, x = layer(spec), _table.normal(4, 16, width)
   ctx = _table.ctx()
-  step = jax.jit(lambda v, x: module.apply(v, x, ctx)[0])
+  step = jax.jit(lambda v, x, i: module.apply(v, x, ctx.replace(depth=i))[0])
   boxed, out = _table.abstract(module, x, ctx), [1.0]
-  for i in range(depth):
-    x = step(_table.values(boxed, seed=10 * i, spread=0.0), x)
+  for i in range(DEPTH):
+    x = step(_table.values(boxed, seed=10 * i, spread=0.0), x, i)
     out.append(float(jnp.var(x)))
   return np.array(out)
 
 
 @each
 def test_variance_over_depth_at_init(spec):
-  v = variances(spec)
-  if GROWTH[_table.name(spec)] == 'linear':  # each sublayer adds about 1
-    line = 1 + 2 * np.arange(len(v))
-    assert np.all(np.abs(v / line - 1) < 0.4), v
-  else:
-    assert np.all(np.abs(v - 1) < 0.05), v
+  v, want = variances(spec), GROWTH.get(spec, GROWTH[_table.name(spec)])
+  bound = 0.05 if want is FLAT else 0.4
+  assert np.all(np.abs(v / want - 1) < bound), v
 
 
 @each
-def test_zero_sublayers_leave_the_stream_alone_unless_it_is_normed(spec):
+def test_zero_sublayers_leave_the_stream_alone_unless_something_is_normed(spec):
   module, variables = instance(spec)
   silent = jax.tree_util.tree_map_with_path(
     lambda path, a: a * 0 if 'kernel' in jax.tree_util.keystr(path) else a, variables
   )
   x = _table.normal(2, 3, 8, seed=3)
   y = module.apply(silent, x, _table.ctx())[0]
-  assert np.array_equal(y, x) == (GROWTH[_table.name(spec)] == 'linear')
+  assert np.array_equal(y, x) == (spec not in NORMED)
 
 
 @each
@@ -176,14 +219,7 @@ def test_dropout_acts_in_training_only(spec):
   if 'dropout' not in dict(call.args):
     pytest.skip('this residual has no dropout')
   plain, variables = instance(spec)
-  module = registry.Part(
-    'residual', call.name, call.obj, tuple({**dict(call.args), 'dropout': 0.4}.items())
-  )(
-    mixer=part('mixer', Mixer),
-    ffn=part('ffn', Ffn),
-    norm=registry.make('norm', 'layer_norm()'),
-    parent=None,
-  )
+  module = layer(str(specs.Call(call.name, (*specs.call(spec).args, ('dropout', 0.4)))))
   x = _table.normal(2, 3, 8, seed=3)
   calm = plain.apply(variables, x, _table.ctx())[0]
   _table.same(module.apply(variables, x, _table.ctx())[0], calm)
