@@ -38,7 +38,8 @@ KINDS: dict[str, Kind] = {
   'residual': Kind('lmjax.models.residuals', 'a layer: wires norm, mixer, ffn and the carry',
                    context=('mixer', 'ffn', 'norm', 'depth')),
   'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
-                facts=dict(causal=True, segments=False, cache=False, cross=False, window=None)),
+                facts=dict(causal=True, segments=False, cache=False, cross=False, window=None,
+                          recurrent=False)),
   'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),
   'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
                  context=('ins', 'outs', 'role', 'scheme', 'bias')),
@@ -50,9 +51,8 @@ KINDS: dict[str, Kind] = {
                 context=('vocab', 'width', 'dtype'),
                 facts=dict(tied=False)),
   'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',)),
-  'cache': Kind('lmjax.models.caches', 'what attention keeps between tokens',
-                context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window'),
-                facts=dict(bounded=False)),
+  'cache': Kind('lmjax.models.caches', 'what attention keeps of a text', facts=dict(bounded=False),
+                context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window')),
   # ---- training ----
   'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
                     context=('model', 'tokenizer'),
@@ -112,7 +112,7 @@ class Mixer(Protocol):
   """A Linen module. `cache` is None, or what `init_cache` gave; then x holds only the new tokens.
 
   Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross,
-    window.
+    window, recurrent (its cache is a state of one size, whatever the cache part).
   """
 
   def __call__(self, x_BTD, ctx: Ctx, cache: Any = None) -> tuple[jax.Array, Any, Aux]: ...

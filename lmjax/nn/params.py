@@ -24,9 +24,11 @@ class Scheme:
   param_dtype: Any = jnp.float32
 
 
-def param(module: nn.Module, name: str, shape, fact: facts.Fact, scheme: Scheme):
-  """A trained parameter with its fact; the initial value comes from the scheme."""
-  init = scheme.init.initializer(fact, tuple(shape))
+def param(module: nn.Module, name: str, shape, fact: facts.Fact, scheme: Scheme, init=None):
+  """A trained parameter with its fact; the initial value comes from the scheme, or from `init`
+  where a method demands its own.
+  """
+  init = init or scheme.init.initializer(fact, tuple(shape))
   return module.param(name, facts.boxed(init, fact), tuple(shape), scheme.param_dtype)
 
 

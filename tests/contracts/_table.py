@@ -58,6 +58,10 @@ SPECS: dict[str, tuple[str, ...]] = {
     'gqa(head_dim=8, position=rope(pairs="interleaved", fraction=0.5))',
     'gqa(head_dim=8, causal=False)',
     'gqa(head_dim=8, causal=False, window=3, position=alibi())',
+    'deltanet(head_dim=8)',
+    'deltanet(head_dim=8, heads=2, value_dim=12, gate=True, negative=True)',
+    'deltanet(head_dim=8, taps=0, feature="relu", sums=True, norm=None)',
+    'deltanet(head_dim=8, taps=1, feature="elu", sums=True)',
   ),
   'ffn': (
     'gelu()',

@@ -93,7 +93,8 @@ def plain(*rows):
 
 @pytest.mark.parametrize(
   'spec, segments',
-  [pytest.param(s, SEGMENTS, id=f'packed-{s}') for s in ROWS] + plain(ROWS[0], ROWS[4], ROWS[-2]),
+  [pytest.param(s, SEGMENTS, id=f'packed-{s}') for s in ROWS]
+  + plain(ROWS[0], ROWS[4], ROWS[11], 'deltanet(head_dim=8)'),
 )
 def test_influence_is_exactly_what_the_facts_promise(spec, segments):
   if segments is not None and not fact(spec, 'segments'):
@@ -193,7 +194,8 @@ PADDED = np.array(
 )
 @pytest.mark.parametrize('cache', _table.SPECS['cache'])
 def test_cached_equals_full(spec, cache, segments):
-  if _table.name(cache) == 'window' and fact(spec, 'window') is None:
+  recurrent = fact(spec, 'recurrent')  # it keeps no keys, so that either will do
+  if _table.name(cache) == 'window' and fact(spec, 'window') is None and not recurrent:
     with pytest.raises(kinds.Unsupported, match='window'):
       decode(spec, cache, jnp.ones((B, T, D)), [T])
     return
@@ -215,6 +217,12 @@ def test_a_bounded_cache_stays_small(spec):
       == (max(D, fact(spec, 'window')) if registry.make('cache', cache).fact('bounded') else 1000)
       or longest <= D
     )
+
+
+@pytest.mark.parametrize('spec', [s for s in CACHED if fact(s, 'recurrent')])
+def test_a_state_has_one_size_whatever_the_length(spec):
+  made = lambda n: instance(spec)[0].init_cache(None, B, n, D, jnp.float32)
+  assert jax.tree.map(jnp.shape, made(10)) == jax.tree.map(jnp.shape, made(10_000))
 
 
 @pytest.mark.parametrize('spec', CACHED[:1])
@@ -300,7 +308,50 @@ def gqa(x, p, a, see, positions):
   return np.einsum('thk,hkd->td', y, p['out']['kernel']) + p['out'].get('bias', 0.0)
 
 
-REFERENCES = dict(gqa=gqa)
+def deltanet(x, p, a, see, positions):
+  """One row x (T, D), token by token; a document begins at position 0."""
+  heads = a['heads'] or x.shape[-1] // a['head_dim']
+  silu = lambda z: z / (1 + np.exp(-z))
+  feature = {'silu': silu, 'relu': lambda z: np.maximum(z, 0), 'elu': elu}[a['feature']]
+  project = lambda name: np.einsum('td,dhk->thk', x, p[name]['kernel'])
+
+  def convolved(name):
+    z = project(name)
+    if not a['taps']:
+      return z
+    w, out = p[f'conv_{name}']['kernel'], np.zeros_like(z)
+    for t in range(len(z)):
+      for lag in range(min(a['taps'] - 1, positions[t]) + 1):
+        out[t] += w[lag] * z[t - lag]
+    return out
+
+  def unit(z):
+    if a['sums']:
+      return z / (z.sum(-1, keepdims=True) + 1e-6)
+    return z / np.sqrt((z**2).sum(-1, keepdims=True) + 1e-6)
+
+  q, k = unit(feature(convolved('q'))), unit(feature(convolved('k')))
+  v = silu(convolved('v'))
+  beta = (2 if a['negative'] else 1) / (1 + np.exp(-x @ p['beta']['kernel']))
+  o = np.zeros_like(v)
+  for h in range(heads):
+    for t in np.flatnonzero(see.any(1)):
+      if positions[t] == 0:
+        s = np.zeros((a['head_dim'], v.shape[-1]))
+      s = s + np.outer(k[t, h], beta[t, h] * (v[t, h] - k[t, h] @ s))
+      o[t, h] = q[t, h] @ s / np.sqrt(a['head_dim'])
+  if a['norm'] is not None:
+    o = o / np.sqrt(np.mean(o**2, -1, keepdims=True) + 1e-5) * p['norm']['scale']
+  if a['gate']:
+    o = o * silu(project('gate'))
+  return np.einsum('thk,hkd->td', o, p['out']['kernel'])
+
+
+def elu(z):
+  return np.where(z > 0, z + 1, np.exp(z))
+
+
+REFERENCES = dict(gqa=gqa, deltanet=deltanet)
 
 
 @each
@@ -352,6 +403,10 @@ def test_the_attention_scale_is_the_init_parts_unless_given():
     ('gqa(cap=-1.0)', 'cap=-1.0'),
     ('gqa(scale=0.0)', 'scale=0.0'),
     ('gqa(kv_heads=-1)', 'kv_heads=-1'),
+    ('deltanet(head_dim=0)', 'head_dim=0'),
+    ('deltanet(value_dim=-3)', 'value_dim=-3'),
+    ('deltanet(taps=-1)', 'taps=-1'),
+    ('deltanet(feature="gelu")', 'silu, elu, relu'),
   ],
 )
 def test_arguments_that_make_no_sense_are_refused(spec, word):
@@ -360,7 +415,12 @@ def test_arguments_that_make_no_sense_are_refused(spec, word):
 
 
 @pytest.mark.parametrize(
-  'spec, word', [('gqa(head_dim=5)', 'width=32'), ('gqa(head_dim=8, kv_heads=3)', 'kv_heads=3')]
+  'spec, word',
+  [
+    ('gqa(head_dim=5)', 'width=32'),
+    ('gqa(head_dim=8, kv_heads=3)', 'kv_heads=3'),
+    ('deltanet()', 'width=32'),
+  ],
 )
 def test_sizes_that_do_not_divide_are_refused(spec, word):
   with pytest.raises(ValueError, match=word):
