@@ -6,7 +6,6 @@ S is (K, V), rows are vectors. It is one step of rate beta on |k S - v|^2 / 2; w
 in (0, 1) the eigenvalues of S's transition lie in (0, 1]. Yang et al., 2024 (arXiv:2406.06484).
 """
 
-import jax
 import jax.numpy as jnp
 
 from lmjax.kernels.delta_rule import chunked
@@ -37,12 +36,10 @@ def delta_rule(
     )
   batch, steps, heads, k = q_BTHK.shape
   if starts_BT is None:
-    starts_BT = jnp.zeros((batch, steps), bool)
+    starts_BT = shard.shard(jnp.zeros((batch, steps), bool), 'batch', None)
   if state_BHKV is None:
     state_BHKV = jnp.zeros((batch, heads, k, v_BTHV.shape[-1]), jnp.float32)
+    state_BHKV = shard.shard(state_BHKV, 'batch', 'heads', None, None)
   run = IMPLEMENTATIONS[implementation or next(iter(IMPLEMENTATIONS))]
-  if shard.is_explicit():  # the partitioner places what lies between; batch and heads stay apart
-    out = shard.spec(('batch', None, 'heads', None)), shard.spec(('batch', 'heads', None, None))
-    run = jax.sharding.auto_axes(run, out_sharding=out)
   beta_BTH = beta_BTH.astype(jnp.float32)
   return run(q_BTHK, k_BTHK, v_BTHV, beta_BTH, starts_BT, state_BHKV)

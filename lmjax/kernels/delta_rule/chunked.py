@@ -27,6 +27,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.parallel import shard
+
 CHUNK = 64
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -44,22 +46,28 @@ class Chunks(NamedTuple):
   runs: jax.Array
 
 
+@jax.custom_vjp
 def delta_rule(q, k, v, beta, starts, state):
   """See the package."""
-  steps = q.shape[1]
-  size = min(CHUNK, steps)
+  return _forward(q, k, v, beta, starts, state)[0]
 
-  def cut(x):
-    """(B, T, ...) to (N, B, C, ...), missing tokens 0: they write nothing and begin nothing."""
-    x = jnp.pad(x, [(0, 0), (0, -steps % size)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
-  heads_first = lambda x: jnp.moveaxis(x, 3, 2)
-  runs = jnp.cumsum(cut(starts), axis=-1, dtype=jnp.int32)[:, :, None]
-  chunks = Chunks(*(heads_first(cut(x)) for x in (q, k, v, beta)), runs)
-  o, state = _run(*chunks, state)
-  o = jnp.moveaxis(heads_first(o), 0, 1)  # (B, N, C, H, V)
-  return o.reshape(o.shape[0], -1, *o.shape[3:])[:, :steps], state
+def _cut(x, size: int):
+  """(B, T, ...) to (N, B, C, ...), missing tokens 0: they write nothing and begin nothing."""
+  x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+  return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _chunks(q, k, v, beta, starts) -> Chunks:
+  size = min(CHUNK, q.shape[1])
+  arrays = (jnp.moveaxis(_cut(x, size), 3, 2) for x in (q, k, v, beta))
+  return Chunks(*arrays, jnp.cumsum(_cut(starts, size), axis=-1, dtype=jnp.int32)[:, :, None])
+
+
+def _joined(x, steps: int):
+  """(N, B, H, C, ...) to (B, T, H, ...)."""
+  x = jnp.moveaxis(jnp.moveaxis(x, 3, 2), 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :steps]
 
 
 def _low(runs, strict: bool):
@@ -114,54 +122,73 @@ def _read(s, d, q, k, runs):
   return before + _dot('bhij,bhjv->bhiv', own, d.astype(q.dtype))
 
 
-@jax.custom_vjp
-def _run(q, k, v, beta, runs, state):
-  return _forward(q, k, v, beta, runs, state)[0]
+STEPS, MEMORY = ('batch', None, 'heads', None), ('batch', 'heads', None, None)
 
 
-def _forward(q, k, v, beta, runs, state):
-  c = Chunks(q, k, v, beta, runs)
-  m = _inverse(c)
+def _placed(f, *names):
+  """f, on an explicit mesh with the partitioner in charge of what lies between: batch and heads of
+  what it returns stay apart.
+  """
+  if not shard.is_explicit():
+    return f
+  return jax.sharding.auto_axes(f, out_sharding=tuple(map(shard.spec, names)))
 
-  def step(s, x):
-    q, k, w, u, runs = x
-    new, d = _written(s, k, w, u, runs)
-    return new, _read(s, d, q, k, runs).astype(v.dtype)
 
-  last, o = jax.lax.scan(step, state, (q, k, *_factors(c, m), runs))
-  return (o, last), (c, m, state)
+def _forward(q, k, v, beta, starts, state):
+  def run(q, k, v, beta, starts, state):
+    c = _chunks(q, k, v, beta, starts)
+    m = _inverse(c)
+
+    def step(s, x):
+      q, k, w, u, runs = x
+      new, d = _written(s, k, w, u, runs)
+      return new, _read(s, d, q, k, runs).astype(v.dtype)
+
+    last, o = jax.lax.scan(step, state, (c.q, c.k, *_factors(c, m), c.runs))
+    return _joined(o, q.shape[1]), last, m
+
+  given = q, k, v, beta, starts, state
+  o, last, m = _placed(run, STEPS, MEMORY, (None, *MEMORY))(*given)
+  return (o, last), (*given, m)
 
 
 def _backward(kept, slopes):
-  c, m, state = kept
-  g, ds = slopes
+  *given, m = kept
+  run = _placed(_slopes, STEPS, STEPS, STEPS, STEPS[:3], MEMORY)
+  *sequences, state = run(*given, m, *slopes)
+  return *sequences, None, state
+
+
+def _slopes(q, k, v, beta, starts, state, m, do, ds):
+  """The gradients of q, k, v, beta and state."""
+  c, steps = _chunks(q, k, v, beta, starts), q.shape[1]
+  g = jnp.moveaxis(_cut(do, c.q.shape[3]), 3, 2).astype(q.dtype)
   w, u = _factors(c, m)
   memories = lambda s, x: (_written(s, *x)[0], s)
   _, before = jax.lax.scan(memories, state, (c.k, w, u, c.runs))
+  ds, (dq, dk, dw, du) = jax.lax.scan(_back, ds, (c.q, c.k, w, u, c.runs, before, g), reverse=True)
+  more, dv, dbeta = _of_factors(c, m, dw, du)
+  cast = lambda x, like: _joined(x, steps).astype(like.dtype)
+  return cast(dq, q), cast(dk + more, k), cast(dv, v), cast(dbeta, beta), ds
 
-  def step(ds, x):
-    q, k, w, u, runs, s, g = x
-    r, low, _d = _rows(runs), _low(runs, False), _written(s, k, w, u, runs)[1]
-    dtype = q.dtype
-    s, d, to = s.astype(dtype), _d.astype(dtype), ds.astype(dtype)
-    first, last = jnp.where(r.first, g, 0), jnp.where(r.last, k, 0)
-    p = jnp.where(low, _dot('bhik,bhjk->bhij', q, k), 0.0).astype(dtype)
-    dp = jnp.where(low, _dot('bhiv,bhjv->bhij', g, d), 0.0).astype(dtype)
-    dd = _dot('bhij,bhiv->bhjv', p, g) + _dot('bhjk,bhkv->bhjv', last, to)
-    dd_first = jnp.where(r.first, dd, 0.0).astype(dtype)
-    dq = _dot('bhiv,bhkv->bhik', first, s) + _dot('bhij,bhjk->bhik', dp, k)
-    dk = _dot('bhij,bhik->bhjk', dp, q)
-    dk += jnp.where(r.last, _dot('bhjv,bhkv->bhjk', d, to), 0.0)
-    dw = -_dot('bhiv,bhkv->bhik', dd_first, s)
-    ds = jnp.where(r.keep, ds, 0.0) + _dot('bhik,bhiv->bhkv', q, first)
-    ds -= _dot('bhik,bhiv->bhkv', w, dd_first)
-    return ds, (dq, dk, dw, dd)
 
-  xs = (c.q, c.k, w, u, c.runs, before, g.astype(c.q.dtype))
-  dstate, (dq, dk, dw, du) = jax.lax.scan(step, ds, xs, reverse=True)
-  more_k, dv, dbeta = _of_factors(c, m, dw, du)
-  cast = lambda x, like: x.astype(like.dtype)
-  return cast(dq, c.q), cast(dk + more_k, c.k), cast(dv, c.v), dbeta, None, dstate
+def _back(ds, x):
+  """One chunk backward: dS before it, and (dQ, dK, dW, dU)."""
+  q, k, w, u, runs, s, g = x
+  dtype = q.dtype
+  r, low, d = _rows(runs), _low(runs, False), _written(s, k, w, u, runs)[1].astype(dtype)
+  s, to = s.astype(dtype), ds.astype(dtype)
+  first, last = jnp.where(r.first, g, 0), jnp.where(r.last, k, 0)
+  p = jnp.where(low, _dot('bhik,bhjk->bhij', q, k), 0.0).astype(dtype)
+  dp = jnp.where(low, _dot('bhiv,bhjv->bhij', g, d), 0.0).astype(dtype)
+  dd = _dot('bhij,bhiv->bhjv', p, g) + _dot('bhjk,bhkv->bhjv', last, to)
+  dd_first = jnp.where(r.first, dd, 0.0).astype(dtype)
+  dq = _dot('bhiv,bhkv->bhik', first, s) + _dot('bhij,bhjk->bhik', dp, k)
+  dk = _dot('bhij,bhik->bhjk', dp, q)
+  dk += jnp.where(r.last, _dot('bhjv,bhkv->bhjk', d, to), 0.0)
+  dw = -_dot('bhiv,bhkv->bhik', dd_first, s)
+  ds = jnp.where(r.keep, ds, 0.0) + _dot('bhik,bhiv->bhkv', q, first)
+  return ds - _dot('bhik,bhiv->bhkv', w, dd_first), (dq, dk, dw, dd)
 
 
 def _of_factors(c: Chunks, m, dw, du):
@@ -178,4 +205,4 @@ def _of_factors(c: Chunks, m, dw, du):
   return dk, b * y, dbeta
 
 
-_run.defvjp(_forward, _backward)
+delta_rule.defvjp(_forward, _backward)

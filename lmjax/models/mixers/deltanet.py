@@ -29,6 +29,7 @@ from lmjax.kernels.delta_rule import delta_rule
 from lmjax.nn import params
 from lmjax.nn import short_conv
 from lmjax.parallel import remat
+from lmjax.parallel import shard
 from lmjax.registry import Part, register
 
 FEATURES = {'silu': nn.silu, 'elu': lambda x: nn.elu(x) + 1, 'relu': nn.relu}
@@ -86,11 +87,16 @@ class Deltanet(nn.Module):
     del kind, length
     heads, values = self.sizes(width)
     sizes = dict(q=self.head_dim, k=self.head_dim, v=values)
-    inputs = {
-      name: jnp.zeros((batch, max(self.taps - 1, 0), heads, n), dtype) for name, n in sizes.items()
-    }
+    past = lambda n: shard.shard(
+      jnp.zeros((batch, max(self.taps - 1, 0), heads, n), dtype), 'batch', None, 'heads', None
+    )
     state = jnp.zeros((batch, heads, self.head_dim, values), jnp.float32)
-    return Memory(state, inputs, jnp.zeros((batch, max(self.taps - 1, 1)), jnp.int32))
+    seen = jnp.zeros((batch, max(self.taps - 1, 1)), jnp.int32)
+    return Memory(
+      shard.shard(state, 'batch', 'heads', None, None),
+      {name: past(n) for name, n in sizes.items()},
+      shard.shard(seen, 'batch', None),
+    )
 
   @nn.nowrap
   def mixing_flops(self, width, length):

@@ -1,0 +1,84 @@
+"""Parts of models that do more than attention and matrices, on meshes: the loss and the gradient of
+one device.
+"""
+
+import functools
+
+import jax
+from jax.sharding import NamedSharding
+import numpy as np
+import pytest
+
+import _table
+from lmjax import build
+from lmjax import config
+from lmjax.parallel import mesh as mesh_lib
+from lmjax.parallel import shard
+
+pytestmark = pytest.mark.skipif(
+  jax.device_count() < 8, reason='eight devices are needed; on the CPU conftest.py simulates them'
+)
+SMALL = {
+  'model.width': '32',
+  'model.depth': '2',
+  'data.length': '16',
+  'batch_tokens': '128',
+  'model.mixer': 'gqa(head_dim=8)',
+  'model.embed': 'untied(multiple_of=8)',
+}
+MODELS = {
+  'deltanet': {'model.mixer': 'deltanet(head_dim=8, gate=True)', 'model.position': 'none()'},
+  'mix_ln': {'model.residual': 'mix_ln(alpha=0.5)'},
+  'layernorm_scaling': {'model.residual': 'layernorm_scaling()'},
+  'pre_rmsnorm': {'model.residual': 'pre_rmsnorm()'},
+  'pre_crmsnorm': {'model.norm': 'pre_crmsnorm()', 'model.final_norm': 'pre_crmsnorm()'},
+}
+MESHES = {
+  'auto': dict(replica=1, data=4, tensor=2, mode='auto'),
+  'explicit': dict(replica=2, data=2, tensor=2, mode='explicit'),
+}
+
+
+@functools.cache
+def run(name) -> build.Run:
+  return build.build(
+    config.resolve(config.load('quickstart', list((SMALL | MODELS[name]).items())))
+  )
+
+
+def batch():
+  rng, segments = np.random.default_rng(0), np.ones((8, 17), np.int32)
+  segments[::2, 9:] = 2
+  segments[5, 3:] = 0
+  tokens = rng.integers(0, 256, segments.shape).astype(np.int32)
+  return dict(tokens=tokens, segments=segments, positions=_table.positions_of(segments))
+
+
+@functools.cache
+def start(name):
+  state = run(name).init(jax.random.key(0))
+  return jax.tree.map(np.asarray, (state.params, state.vars))
+
+
+def slope(name, mesh=None):
+  objective, (params, vars), rows = run(name).objective, start(name), batch()
+  if mesh is not None:
+    shardings = run(name).shardings()
+    params = jax.device_put(params, shardings.params)
+    rows = jax.device_put(rows, NamedSharding(mesh, shard.spec(('batch', None))))
+  f = lambda p: objective.loss(p, vars, rows, jax.random.key(1)).sum
+  return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f))(params))
+
+
+@functools.cache
+def alone(name):
+  return slope(name)
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('name', MODELS)
+def test_a_mesh_changes_neither_loss_nor_gradient(name, mesh):
+  made = mesh_lib.make(MESHES[mesh])
+  with jax.set_mesh(made):
+    got = slope(name, made)
+  _table.trees_close(got, alone(name), 2e-5)
