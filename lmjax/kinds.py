@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
                     context=('model', 'tokenizer'),
                     facts=dict(couples='none', lookahead=0, causal=None)),
   'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),
-                facts=dict(needs=(), owns_lr=False, gradient_at=None, retract=None)),
+                facts=dict(needs=(), owns_lr=False, gradient_at=None, retract=None, moments=True)),
   'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
                    facts=dict(extendable=False)),
   'guard': Kind('lmjax.guards', 'refuses the updates of bad steps'),
@@ -260,9 +260,9 @@ class Optim(Protocol):
   `one_in` rows of the batch. Its field `metrics`, {name: scalar}, is logged as `optim/<part>/...`.
 
   Facts: needs = which of these it asks for; owns_lr = not scaled by the schedule; gradient_at =
-    (its state -> the update that leads to where the gradient is taken), of a part that averages:
-    the state's parameters are those to evaluate; retract = ((its new state, parameters, facts) ->
-    parameters behind the step), of one that projects or factorizes anew, whatever the rate.
+    (its state -> the update that leads to where the gradient is taken), of a part that averages;
+    retract = ((its new state, parameters, facts) -> parameters behind the step), of one that
+    factorizes anew; moments = False where it keeps a basis, which may have a parameter's shape.
   """
 
 

@@ -132,6 +132,11 @@ def reported(opt) -> dict[str, jax.Array]:
   return out
 
 
+def norm(tree) -> jax.Array:
+  """The norm of all leaves together, in float32: squares leave float16 from 256 on."""
+  return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+
+
 def group_norms(grads, groups) -> dict[str, jax.Array]:
   """{'grad_norm/<group>': norm}, in float32; nothing without groups."""
   squares: dict[str, list] = {}
@@ -192,7 +197,7 @@ def make_step(
     if retract is not None:
       params = retract(opt, params)
 
-    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+    grad_norm, update_norm = norm(grads), norm(updates)
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & (weight > 0)
     memory = state.guard
     if guard is not None:
@@ -210,7 +215,7 @@ def make_step(
     )
     scalars = dict(lr=lr, grad_norm=grad_norm, update_norm=update_norm, applied=ok)
     scalars |= dict(skipped=new.skipped, streak=new.streak)
-    scalars |= dict(param_norm=optax.tree.norm(state.params))
+    scalars |= dict(param_norm=norm(state.params))
     scalars |= group_norms(grads, groups) | reported(new.opt)
     one = jnp.ones(())
     scalars = {k: (jnp.asarray(v, jnp.float32), one) for k, v in scalars.items()}

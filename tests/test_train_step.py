@@ -360,3 +360,8 @@ def test_low_precision_parameters_stay_in_it():
   )
   new, _ = step(train.init_state({'params': low}, TX['sgd']), rows(), KEY)
   assert {a.dtype for a in jax.tree.leaves(new.params)} == {jnp.dtype('bfloat16')}
+
+
+def test_norms_of_parameters_in_low_precision_are_taken_in_float32():
+  tree = {'w': jnp.full(1000, 300.0, jnp.float16)}
+  np.testing.assert_allclose(train.norm(tree), 300 * 1000**0.5, rtol=1e-3)

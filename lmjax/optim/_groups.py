@@ -22,11 +22,12 @@ def build(part) -> optax.GradientTransformationExtraArgs:
 
 def needs(*parts) -> tuple[str, ...]:
   """What nested parts need, each once."""
-  flat = [p for part in parts for p in _flat(part)]
-  return tuple(dict.fromkeys(need for p in flat for need in p.fact('needs')))
+  every = [p for part in parts for p in flat(part)]
+  return tuple(dict.fromkeys(need for p in every for need in p.fact('needs')))
 
 
-def _flat(part) -> list[registry.Part]:
+def flat(part) -> list[registry.Part]:
+  """The parts of a chain, or the one part."""
   return [p for _, p in part.items()] if isinstance(part, registry.Chain) else [part]
 
 

@@ -77,13 +77,29 @@ def init_basis(facts, params, rank: int):
 
 
 def refresh(facts, grads, basis, rank: int, due):
-  """The bases, where `due` (a traced truth value) the leading directions of these gradients."""
+  """The bases, where `due` (a traced truth value) the leading directions of these gradients.
 
-  def new(grads, basis):
-    one = lambda fact, g, p: leading(short_first(fact, g)[0], rank) if is_low(fact, g, rank) else p
-    return _tensors.each(one, facts, grads, basis)
+  A matrix without a gradient (an expert without tokens) keeps its basis, and one that never had a
+  gradient gets its basis with the first.
+  """
 
-  basis = jax.lax.cond(due, new, lambda _, basis: basis, grads, basis)
+  def wants(s, p):
+    """(stack..., 1, 1): whether a matrix gets a new basis."""
+    never = jnp.all(p == 0, axis=(-2, -1), keepdims=True)
+    return (due | never) & jnp.any(s != 0, axis=(-2, -1), keepdims=True)
+
+  def one(fact, g, p):
+    if not is_low(fact, g, rank):
+      return p
+    s = short_first(fact, g)[0]
+    return jnp.where(wants(s, p), leading(s, rank), p)
+
+  def asked(fact, g, p):
+    return jnp.any(wants(short_first(fact, g)[0], p)) if is_low(fact, g, rank) else False
+
+  new = lambda grads, basis: _tensors.each(one, facts, grads, basis)
+  some = jax.tree.leaves(_tensors.each(asked, facts, grads, basis))
+  basis = jax.lax.cond(jnp.any(jnp.asarray(some)), new, lambda _, p: p, grads, basis)
   return jax.tree.map(_place.everywhere, basis)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import jax
 
 from lmjax import registry
-from lmjax.optim import _base
+from lmjax.optim import _base, _groups
 
 Inner = Annotated[Any, 'optim']
 
@@ -19,8 +19,7 @@ def check(where: str, inner, passes_on: bool = True):
   if not passes_on:
     wanted += ', and needs gradients and parameters only'
   _base.require(inner is not None, where, inner, wanted)
-  parts = [p for _, p in inner.items()] if isinstance(inner, registry.Chain) else [inner]
-  for part in parts:
+  for part in _groups.flat(inner):
     own = part.fact('owns_lr'), part.fact('gradient_at'), part.fact('retract')
     bad = any(own) or not passes_on and part.fact('needs')
     _base.require(not bad, where, f'{part.name}()', wanted)

@@ -8,7 +8,8 @@ not depend on the length of the weights.
 
 A gradient of a loss that is the same for all lengths of w is orthogonal to w; momentum is not, and
 makes w grow. The channels of an embedding or position table are its rows, as in PyTorch's layout.
-As in the public code the cosine is over max(||g|| ||w||, eps): a vanishing gradient is orthogonal.
+The cosine is over max(||g|| ||w||, eps): a vanishing gradient is orthogonal. (PyTorch, which the
+public code asks, bounds each norm by eps since version 2; that differs for norms below 1e-8.)
 """
 
 import math

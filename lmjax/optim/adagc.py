@@ -16,7 +16,9 @@ not say; otherwise one such step in the warm-up would hold it at 0 for ever. A t
 first time after the warm-up starts with its own norm.
 
 State: one float32 number a tensor and a count. Metric: `clip_rate`, the share of tensors that were
-shortened. A norm that is not finite gives NaN, which the step refuses, and the state stays.
+shortened. A norm that is not finite makes the threshold NaN; the step, whose own norm is then not
+finite either, refuses it and the state stays. Trap: a tiny first gradient (1e-9, say) holds the
+tensor at that size for hundreds of steps, as published.
 """
 
 import math

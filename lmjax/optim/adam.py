@@ -12,6 +12,7 @@ is 0.999. Elementwise, so stacked layers and shards need no care.
 State: m and v in float32 whatever the parameters' dtype, 8 bytes a parameter, and a count.
 `mu_dtype='bfloat16'` stores m in two bytes (6 in all); the arithmetic stays float32. v is always
 float32: its steps of (1 - b2) are lost in bfloat16.
+The bias correction is Optax's, in float32: 8e-5 off in the first step at b2 = 0.9999.
 Trap: eps is compared with the root of v: where gradients come near 1e-8 it shrinks the update.
 """
 

@@ -11,9 +11,10 @@
 Zhu et al., 2024 (arXiv:2412.05270) and its public code: b1 = 0.9, b2 = 0.999, eps = 1e-6, gap =
 200, growth = 1.01; rank a quarter of the width, rate 0.01, no decay. APOLLO-Mini is `apollo(rank=1,
 scaling="tensor", alpha=128.0)`. That the factor is the root of alpha is the public code's. The
-projected part of the gradient is shorter than Adam's by about sqrt(rank / short), which alpha
-makes up for. Which matrices are projected: see `galore`; the rest is trained by the same Adam. The
-first U that is not 0 passes the limiter. Decay: `apollo() | decay(rate=0.1)`.
+projected part of the gradient is shorter than Adam's by about sqrt(rank / short), which alpha makes
+up for. Which matrices are projected: see `galore`; the rest is trained by the same Adam. The first
+U that is not 0 passes the limiter; a tiny one (1e-9, say) holds the matrix there for hundreds of
+steps. Decay: `apollo() | decay(rate=0.1)`.
 
 P is never stored: it follows from `seed` and the count, the same on every device and in every run.
 The public code draws one for each tensor; here all tensors of one short side share it, so that

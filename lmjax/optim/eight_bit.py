@@ -56,6 +56,9 @@ def eight_bit(
   _base.require(block >= 1, 'eight_bit.block', block, 'a number of at least 1')
   _base.require(min_size >= 1, 'eight_bit.min_size', min_size, 'a number of at least 1')
   _nest.check('eight_bit.inner', inner)
+  for part in _groups.flat(inner):
+    wanted = f'a part that keeps moments alone; {part.name}(inner=eight_bit(...)) may do'
+    _base.require(part.fact('moments'), 'eight_bit.inner', f'{part.name}()', wanted)
   tx = _groups.build(inner)
 
   def blocks(params):

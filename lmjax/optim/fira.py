@@ -16,7 +16,7 @@ would hold them at 1e-8). Decay, on the whole parameter: `fira() | decay(rate=0.
 
 State: float32; a matrix keeps P, the moments of R and a norm: 4 (short + 2 long) rank + 4 bytes;
 the rest 8 bytes a parameter; and a count. Trap: S has the size of Adam's update whatever `scale`
-is; with a small rank it is most of the step.
+is; with a small rank it is most of the step. The authors' scale at 1B and 7B is 0.0625.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -38,7 +38,7 @@ class State(NamedTuple):
   norm: Any
 
 
-@register('optim')
+@register('optim', moments=False)
 def fira(
   rank: int = 128,
   gap: int = 200,

@@ -41,7 +41,7 @@ class State(NamedTuple):
   inner: Any
 
 
-@register('optim')
+@register('optim', moments=False)
 def galore(
   inner: _nest.Inner = 'adam(b2=0.999, eps=1e-6)',
   rank: int = 128,

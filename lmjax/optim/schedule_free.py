@@ -17,9 +17,11 @@ moves x as above when the step subtracts lr times the update, whatever the param
 of a parameter's rate; (1 - b1) D leads from x to y (fact `gradient_at`). The rate must not change
 (fact `owns_lr`): no schedule, the ramp `warmup` is here.
 
-State: D in float32, 4 bytes a parameter, a count, the sum of w, and inner's: 8 bytes a parameter in
-all for the default. Traps: b1 above 0.9 for long runs, as the authors advise (0.95, 0.98); the
-training loss is that at y, worse than at x; batch statistics would have to be gathered at x.
+State: D in float32, 4 bytes a parameter, a count, the weights so far as multiples of the last one
+(w itself may leave float32), and inner's: 8 bytes a parameter in all for the default. Parameters
+below float32 are refused: x moves by c times what z does, soon less than their spacing. Traps: b1
+above 0.9 for long runs, as the authors advise (0.95, 0.98); the training loss is that at y, worse
+than at x; batch statistics would have to be gathered at x.
 """
 
 import math
@@ -34,7 +36,7 @@ from lmjax.registry import register
 
 
 class State(NamedTuple):
-  """count: updates made. total: the sum of w. ahead: D. inner: inner's."""
+  """count: updates made. total: the sum of w over the last w. ahead: D. inner: inner's."""
 
   count: jax.Array
   total: jax.Array
@@ -59,7 +61,7 @@ def schedule_free(
   power: float = 2.0,
 ) -> optax.GradientTransformationExtraArgs:
   """Schedule-Free around `inner`; ValueError for b1 outside [0, 1), negative warmup, r or power, an
-  inner part that owns its learning rate.
+  inner part that owns its learning rate, and, when they come, parameters below float32.
   """
   _base.decay_rate('schedule_free.b1', b1)
   _base.require(warmup >= 0, 'schedule_free.warmup', warmup, 'a number of at least 0')
@@ -79,11 +81,25 @@ def schedule_free(
     count = optax.safe_increment(state.count)
     t = jnp.asarray(count, jnp.float32)
     s = jnp.minimum(1.0, t / warmup) if warmup else 1.0
-    w = t**r * s**power
-    total = state.total + w
-    c = w / total
+    before = jnp.maximum(t - 1, 1.0)
+    last = (before / t) ** r  # the weight before over this one
+    if warmup:
+      last *= (jnp.minimum(1.0, before / warmup) / s) ** power
+    total = 1.0 + last * state.total
+    c = 1.0 / total
     ahead = jax.tree.map(lambda D, d: D + s * d, state.ahead, d)
     out = jax.tree.map(lambda e: c * e, ahead)
     return out, State(count, total, jax.tree.map(lambda e: (1 - c) * e, ahead), new)
 
-  return _base.in_float32(optax.GradientTransformationExtraArgs(init, update))
+  inside = _base.in_float32(optax.GradientTransformationExtraArgs(init, update))
+
+  def checked(params):
+    for p in jax.tree.leaves(params):
+      if jnp.finfo(p.dtype).bits < 32:
+        raise ValueError(
+          f'config.optim: schedule_free averages parameters of at least float32, not {p.dtype}; '
+          "set config.model.param_dtype='float32'"
+        )
+    return inside.init(params)
+
+  return optax.GradientTransformationExtraArgs(checked, inside.update)

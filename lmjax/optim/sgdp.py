@@ -7,7 +7,8 @@
 Heo et al., 2020 (arXiv:2006.08217) and its public code: delta = 0.1, wd_ratio = 0.1, eps = 1e-8,
 dampening 0. Decay that weakens by wd_ratio where the projection acts: `sgdp(decay=decay(rate=
 0.001))`; the public code's weight_decay is this rate times (1 - momentum). v itself is never
-projected. Where it may act, and the metric `projected`: see `adamp`.
+projected; the public code projects its buffer where nesterov is off, by sharing its memory. Where
+it may act, and the metric `projected`: see `adamp`.
 
 State: v in float32, 4 bytes a parameter.
 """

@@ -52,7 +52,7 @@ class State(NamedTuple):
   sides: Any
 
 
-@register('optim')
+@register('optim', moments=False)
 def soap(
   b1: float = 0.95,
   b2: float = 0.95,

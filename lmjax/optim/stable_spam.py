@@ -17,7 +17,8 @@ touched by resets: `stable_spam() | decay(rate=...)`.
 Differences from the public code, on purpose: there a reset also restarts the count that corrects M,
 mu and nu although these are kept (so that nothing is cut for a while), and its own step still uses
 the old m and v under the new correction. The cosine that lowers b1 and gamma1 over training is left
-out; the code has it off by default.
+out; the code has it off by default. Its scripts give gamma1 = 0.85 and gamma2 = 0.99999 in
+bfloat16.
 
 State: m and v in float32, 8 bytes a parameter, three numbers a tensor and a count. Metric:
 `clip_rate`, the share of entries that were cut.

@@ -424,6 +424,7 @@ def rows(nested) -> dict[str, dict]:
         'schedule_free(inner=adam(b1=0.5), warmup=5)': 12,
       },
       reference=inner(ref_schedule_free),
+      full=True,
       bad={
         'schedule_free(b1=1.0)': 'b1',
         'schedule_free(warmup=-1)': 'warmup',

@@ -200,6 +200,13 @@ def test_refuses_an_optimizer_without_moments(inner):
     tx.init(dict(w=jnp.zeros((64, 64))))
 
 
+@pytest.mark.parametrize('inner', ['galore()', 'fira()', 'soap()', 'clip() | galore()'])
+def test_refuses_what_keeps_a_basis(inner):
+  """Of a square matrix a basis has the parameter's shape, and would be coded as a moment."""
+  with pytest.raises(ValueError, match='keeps moments alone'):
+    registry.make('optim', f'eight_bit(inner={inner})', facts={})()
+
+
 def test_small_models_are_left_alone():
   make('eight_bit(inner=sgd())', w=MATRIX).init(dict(w=jnp.zeros((8, 8))))
 

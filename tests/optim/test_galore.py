@@ -88,6 +88,23 @@ def test_the_basis_moves_every_gap_steps_and_moments_do_not():
   np.testing.assert_allclose(new, 0.5 * old + bases[2].T @ grads[2], atol=1e-5)
 
 
+def test_a_matrix_without_a_gradient_keeps_its_basis_or_waits_for_one():
+  """Of a stack: the first has no gradient when bases are renewed, the second none at first."""
+  fact, shape = Fact(('layers', 'embed', 'mlp'), ('embed',)), (2, 4, 6)
+  tx = registry.make('optim', 'galore(inner=sgd(), rank=2, gap=3, scale=1.0)', facts={'w': fact})()
+  params = {'w': jnp.zeros(shape)}
+  state, rng = tx.init(params), np.random.default_rng(0)
+  left = rng.normal(size=(2, 4, 2))
+  on = np.ones((2, 6))
+  on[0, 3], on[1, :2] = 0, 0
+  for i in range(6):
+    g = left @ rng.normal(size=(2, 2, 6)) * on[:, i, None, None]  # of rank 2, always the same two
+    g = jnp.asarray(g, jnp.float32)
+    updates, state = tx.update({'w': g}, state, params)
+    for layer in range(2):
+      np.testing.assert_allclose(updates['w'][layer], g[layer], atol=1e-4 * np.abs(g).max())
+
+
 def test_the_sign_of_the_basis_is_no_accident():
   g = draw(6, 10)
   _, (a, b) = run('galore(rank=4, gap=1)', [g, -g])

@@ -99,6 +99,32 @@ def test_the_average_is_quieter_than_the_iterates_of_sgd():
   assert np.mean([value(x) for _, x in late]) < 0.7 * np.mean(plain[30:])
 
 
+@pytest.mark.parametrize(
+  'spec, t',
+  [('warmup=10000, power=10.0', 3), ('warmup=2000, power=12.0', 3), ('r=8.0', 5)],
+)
+def test_weights_that_leave_float32_are_ratios_all_the_same(spec, t):
+  """w = t^r s^power is 1e-40 in the first step of the first; the average is w's all the same."""
+  tx = registry.make('optim', f'schedule_free(inner=sgd(), b1=0.0, {spec})')()
+  args = dict(registry.make('optim', f'schedule_free({spec})').args)
+  params, lr = {'w': jnp.zeros(1)}, 0.1
+  state = tx.init(params)
+  z, zs, ws = 0.0, [], []
+  for step in range(1, t + 1):
+    updates, state = tx.update({'w': jnp.ones(1)}, state, params)
+    params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+    s = min(1.0, step / args['warmup']) if args['warmup'] else 1.0
+    z -= lr * s
+    zs, ws = [*zs, z], [*ws, step ** args['r'] * s ** args['power']]
+    np.testing.assert_allclose(params['w'][0], np.average(zs, weights=ws), rtol=1e-5)
+
+
+def test_parameters_below_float32_are_refused():
+  tx = registry.make('optim', 'schedule_free()')()
+  with pytest.raises(ValueError, match="not bfloat16; set config.model.param_dtype='float32'"):
+    tx.init({'w': jnp.zeros(3, jnp.bfloat16)})
+
+
 def test_facts_and_state():
   """The rate is its own; beside the inner state there is one tensor."""
   part = registry.make('optim', 'schedule_free()')
