@@ -18,6 +18,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 C, K, R = 'tests/contracts/test_', 'tests/test_', 'tests/reliability/test_'
 O, X = 'tests/optim/test_', 'tests/experiment/test_'
+D = 'tests/kernels/test_delta_rule.py'
 
 # (file under lmjax, text, what it becomes, tests that must fail)
 MUTATIONS = (
@@ -349,6 +350,75 @@ MUTATIONS = (
     'import math\n',
     'import math\nfrom lmjax.models.mixers import gqa\n',
     K + 'house.py',
+  ),
+  # experiments, after a review
+  (
+    'experiment/summary.py',
+    'if any(b.diverged for b in needed):',
+    'if False:',
+    X + 'runner.py',
+  ),
+  ('experiment/summary.py', 'min(x, self.limit)', 'x', X + 'runner.py'),
+  (
+    'experiment/summary.py',
+    '* self.baseline.steps / self.baseline.tokens',
+    '* self.cell.steps / self.cell.tokens',
+    X + 'runner.py',
+  ),
+  ('experiment/results.py', "if r.get('measure') == measure}", 'if True}', X + 'runner.py'),
+  (
+    'experiment/results.py',
+    '    results = read(folder)\n    yield',
+    '    results = read("")\n    yield',
+    X + 'runner.py',
+  ),
+  ('experiment/checks.py', 'or not last <= 1.05 * LAST * peak', '', X + 'declare.py'),
+  ('experiment/trials.py', 'if twin is not point:', 'if False:', X + 'declare.py'),
+  (
+    'experiment/statistics.py',
+    'np.where(slope < 0, found',
+    'np.where(slope < 9, found',
+    X + 'statistics.py',
+  ),
+  # placements of norms, the delta rule
+  ('models/residuals/layernorm_scaling.py', 'ctx.depth + 1', 'ctx.depth + 2', C + 'residual.py'),
+  ('models/residuals/mix_ln.py', '+ 1e-9)', '+ 1)', C + 'residual.py'),
+  (
+    'models/residuals/peri_ln.py',
+    "drop(self.norm(name='norm_mixer_out')(y, ctx))",
+    "drop(self.norm(name='norm_mixer')(y, ctx))",
+    C + 'residual.py',
+  ),
+  ('models/residuals/pre_rmsnorm.py', 'centred(dropout(', '(dropout(', C + 'residual.py'),
+  (
+    'models/residuals/pre_rmsnorm.py',
+    'return centred(x_BTD)',
+    'return x_BTD',
+    'tests/models/test_placement.py',
+  ),
+  ('models/norms/pre_crmsnorm.py', 'x.shape[-1] + 1', 'x.shape[-1]', C + 'norm.py'),
+  ('kernels/delta_rule/chunked.py', 'jnp.where(r.keep, s, 0.0)', 's', D),
+  ('kernels/delta_rule/chunked.py', 'jnp.where(r.keep, ds, 0.0)', 'ds', D),
+  ('kernels/delta_rule/chunked.py', '-1 if strict else 0', '0', D),
+  ('kernels/delta_rule/chunked.py', 'jnp.sum(x * k, -1) + ', '', D),
+  ('kernels/delta_rule/chunked.py', 'dk + more', 'dk', D),
+  ('nn/short_conv.py', 'jnp.where(same, x[:, at], 0)', 'x[:, at]', C + 'mixer.py'),
+  (
+    'models/mixers/deltanet.py',
+    'jnp.where(real_BT[..., None], beta_BTH, 0.0)',
+    'beta_BTH',
+    C + 'mixer.py',
+  ),
+  ('models/mixers/deltanet.py', 'Memory(state, _last', 'Memory(0 * state, _last', C + 'mixer.py'),
+  # optimizers, after a comparison with other implementations
+  ('optim/_lowrank.py', '(due | never) & jnp.any', 'due & jnp.any', O + 'galore.py'),
+  ('optim/_lowrank.py', '& jnp.any(s != 0, axis=(-2, -1), keepdims=True)', '', O + 'galore.py'),
+  ('optim/schedule_free.py', 'last *= (', 'last *= 0 * (', O + 'schedule_free.py'),
+  (
+    'train.py',
+    'lambda x: x.astype(jnp.float32), tree))',
+    'lambda x: x, tree))',
+    K + 'train_step.py',
   ),
   # experiments
   ('experiment/summary.py', "key=lambda r: r['loss']", "key=lambda r: -r['loss']", X + 'runner.py'),
