@@ -10,6 +10,7 @@ from typing import Any, Callable, Mapping
 from lmjax import config as config_lib
 from lmjax import registry
 from lmjax.experiment import claims
+from lmjax.experiment import code
 from lmjax.experiment.declare import Arm, Experiment, ExperimentError, FILE, Scale
 
 RESERVED = ('seed', 'steps')  # the runner's own
@@ -53,23 +54,42 @@ def check(e: Experiment, where: Any) -> None:
     if not holds:
       raise ExperimentError(f'{where}: {text}')
 
-  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-  listed = lambda x: isinstance(x, (list, tuple, range))
+  demand(isinstance(e.base, str), f'base={e.base!r}: the name of a recipe is expected')
+  demand(
+    _listed(e.fields) and all(isinstance(f, str) and f.strip('*.') for f in e.fields),
+    f'fields={e.fields!r}: a tuple of config keys is expected, as in ("optim", "model.*")',
+  )
+  demand(isinstance(e.changes, Mapping), f'changes={e.changes!r}: a dictionary is expected')
+  _check_arms(e, demand)
+  _check_seeds(e, demand)
+  _check_measure(e, demand)
+  demand(
+    isinstance(e.scales, Mapping) and all(isinstance(s, Scale) for s in e.scales.values()),
+    f'scales={e.scales!r}: a dictionary of Scales is expected',
+  )
+  demand(e.scales, 'scales={} is empty: at least one Scale is expected')
+  for name, scale in e.scales.items():
+    _check_scale(e, name, scale, demand)
+
+
+def _whole(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _listed(x: Any) -> bool:
+  return isinstance(x, (list, tuple, range))
+
+
+def _check_arms(e: Experiment, demand: Callable) -> None:
   demand(
     isinstance(e.baseline, Arm),
     'baseline= must be an Arm: without a tuned baseline nothing can be said',
   )
   demand(
-    listed(e.treatments) and all(isinstance(a, Arm) for a in e.treatments),
+    _listed(e.treatments) and all(isinstance(a, Arm) for a in e.treatments),
     f'treatments={e.treatments!r}: a tuple of Arms is expected',
   )
   demand(e.treatments, 'treatments=() is empty: at least one Arm is expected')
-  demand(isinstance(e.base, str), f'base={e.base!r}: the name of a recipe is expected')
-  demand(
-    listed(e.fields) and all(isinstance(f, str) and f.strip('*.') for f in e.fields),
-    f'fields={e.fields!r}: a tuple of config keys is expected, as in ("optim", "model.*")',
-  )
-  demand(isinstance(e.changes, Mapping), f'changes={e.changes!r}: a dictionary is expected')
   for arm in e.arms:
     _check_arm(arm, demand)
   names = [a.name for a in e.arms]
@@ -81,8 +101,11 @@ def check(e: Experiment, where: Any) -> None:
     len(set(counts.values())) == 1,
     f'the arms are tuned over unequal numbers of points ({text}); equal ones are expected',
   )
+
+
+def _check_seeds(e: Experiment, demand: Callable) -> None:
   demand(
-    listed(e.seeds) and all(map(whole, (*e.seeds, e.tuning_seed))),
+    _listed(e.seeds) and all(map(_whole, (*e.seeds, e.tuning_seed))),
     f'seeds={e.seeds!r} and tuning_seed={e.tuning_seed!r}: whole numbers are expected',
   )
   demand(e.seeds, 'seeds=() is empty: at least two are expected for a verdict')
@@ -90,18 +113,14 @@ def check(e: Experiment, where: Any) -> None:
     len({*e.seeds, e.tuning_seed}) == len(e.seeds) + 1,
     f'seeds={tuple(e.seeds)} and tuning_seed={e.tuning_seed}: different ones are expected',
   )
+
+
+def _check_measure(e: Experiment, demand: Callable) -> None:
   demand(callable(e.measure), f'measure={e.measure!r}: a function of the metrics is expected')
   try:
-    e.measured  # noqa: B018
+    code.of_function(e.measure)
   except (OSError, SyntaxError, TypeError):
     demand(False, f'measure={e.measure!r}: a function made by `def` in a file is expected')
-  demand(
-    isinstance(e.scales, Mapping) and all(isinstance(s, Scale) for s in e.scales.values()),
-    f'scales={e.scales!r}: a dictionary of Scales is expected',
-  )
-  demand(e.scales, 'scales={} is empty: at least one Scale is expected')
-  for name, scale in e.scales.items():
-    _check_scale(e, name, scale, demand, whole)
 
 
 def _check_arm(arm: Arm, demand: Callable) -> None:
@@ -111,7 +130,7 @@ def _check_arm(arm: Arm, demand: Callable) -> None:
     value = getattr(arm, key)
     demand(isinstance(value, Mapping), f'arm {arm.name}: {key}={value!r}: a dictionary is expected')
   for key, values in arm.grid.items():
-    some = isinstance(values, (list, tuple, range)) and len(values)
+    some = _listed(values) and len(values)
     demand(some, f'arm {arm.name}: grid[{key!r}]={values!r} is empty; values to try are expected')
     for value in values:
       plain = value is None or isinstance(value, (bool, int, float, str))
@@ -121,20 +140,20 @@ def _check_arm(arm: Arm, demand: Callable) -> None:
     demand(key not in RESERVED, owned)
 
 
-def _check_scale(e: Experiment, name: Any, s: Scale, demand: Callable, whole: Callable) -> None:
+def _check_scale(e: Experiment, name: Any, s: Scale, demand: Callable) -> None:
   at = f'scales[{name!r}]'
   plain = isinstance(name, str) and name.replace('_', '').replace('-', '').isalnum()
   demand(plain, f'{at}: a name of letters, digits, - and _ is expected')
   for key, least in (('budgets', 1), ('baseline_budgets', 0)):
     given = getattr(s, key)
-    right = isinstance(given, (list, tuple, range)) and len(given) >= least
-    right = right and all(whole(n) and n > 0 for n in given)
+    right = _listed(given) and len(given) >= least
+    right = right and all(_whole(n) and n > 0 for n in given)
     demand(right, f'{at}.{key}={given!r}: numbers of steps are expected')
   demand(isinstance(s.changes, Mapping), f'{at}.changes={s.changes!r}: a dictionary is expected')
   right = isinstance(s.hours, (int, float)) and s.hours > 0
   demand(right, f'{at}.hours={s.hours!r}: a positive number is expected')
-  demand(whole(s.cores) and s.cores > 0, f'{at}.cores={s.cores!r}: a positive number is expected')
-  demand(whole(s.gpus) and s.gpus >= 0, f'{at}.gpus={s.gpus!r}: a whole number is expected')
+  demand(_whole(s.cores) and s.cores > 0, f'{at}.cores={s.cores!r}: a positive number is expected')
+  demand(_whole(s.gpus) and s.gpus >= 0, f'{at}.gpus={s.gpus!r}: a whole number is expected')
   faster = [a.name for a in e.treatments if isinstance(a.claim, claims.Faster)]
   demand(
     not faster or len({*s.budgets, *s.baseline_budgets}) > 1,
