@@ -37,6 +37,7 @@ USUAL = rates(1e-3, 3e-3, 1e-2, 3e-2)
 MIDDLE = rates(3e-4, 1e-3, 3e-3, 1e-2)
 LOW = rates(2e-4, 6e-4, 2e-3, 6e-3)
 HIGH = rates(3e-3, 1e-2, 3e-2, 1e-1)
+HIGHEST = rates(1e-2, 3e-2, 1e-1, 3e-1)
 ADAM = 'adam(b2=0.99)'  # the recipe's
 
 
@@ -62,13 +63,13 @@ def get_experiment():
       arm(
         'galore',
         'clip() | galore(inner=adam(b2=0.99, eps=1e-6), rank=16, gap=50)',
-        HIGH,
+        HIGHEST,
         AsGood(0.03),
       ),
-      arm('fira', 'clip() | fira(b2=0.99, rank=16, gap=50)', HIGH, AsGood(0.01)),
-      arm('apollo', 'clip() | apollo(b2=0.99, rank=16, gap=50)', HIGH, AsGood(0.01)),
+      arm('fira', 'clip() | fira(b2=0.99, rank=16, gap=50)', HIGHEST, AsGood(0.01)),
+      arm('apollo', 'clip() | apollo(b2=0.99, rank=16, gap=50)', HIGHEST, AsGood(0.01)),
       arm('stable_spam', 'stable_spam() | decay(rate=0.1)', USUAL, Better()),
-      arm('soap', 'clip() | soap() | decay(rate=0.1)', USUAL, Faster(1.67)),
+      arm('soap', 'clip() | soap() | decay(rate=0.1)', HIGH, Faster(1.67)),
       arm(
         'schedule_free',
         'clip() | schedule_free(inner=rmsprop(b2=0.99) | decay(rate=0.1), warmup=40)',
