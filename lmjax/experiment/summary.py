@@ -115,7 +115,7 @@ class Summary:
       at = f'{c.cell.arm.name}, {c.cell.steps} steps'
       if not c.cell.sample.values or not c.baseline.sample.values:
         continue
-      if math.isnan(c.speedup.value):
+      if math.isnan(c.speedup.value) and isinstance(c.cell.arm.claim, claims.Faster):
         out.append(f"{at}: no speed-up, since the baseline's curve does not fall there.")
       if (a := devices(c.cell)) != (b := devices(c.baseline)):
         out.append(f'{at}: ran on {", ".join(a)}, the baseline on {", ".join(b)}.')
