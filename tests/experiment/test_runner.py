@@ -492,3 +492,15 @@ def test_a_second_interrupt_is_told_in_a_line(folder, capsys, monkeypatch):
   monkeypatch.setattr(runner, 'run', interrupted)
   assert command.main(['run', str(folder)]) == 130
   assert 'interrupted; what had finished is kept' in capsys.readouterr().err
+
+
+def test_a_speedup_that_cannot_be_read_is_told(folder):
+  flat = lambda t: 3.0 + 0.001 * t.seed if t.arm == 'adam' else _fake.loss(t.arm, 1e-2, 50, t.seed)
+  run(folder, _fake.Engine(lambda t: _fake.record(t, value=flat(t), loss=flat(t))))
+  s = summarized(folder)
+  assert s.verdicts == {'lion': 'incomplete', 'sgd': 'contradicted'}
+  told = [x for x in s.notes if 'no speed-up' in x]
+  assert told == [
+    f"lion, {n} steps: no speed-up, since the baseline's curve does not fall there."
+    for n in (50, 100)
+  ]
