@@ -378,8 +378,8 @@ def package_version(package: str) -> str | None:
 
 
 def _commit(folder: pathlib.Path) -> dict[str, Any]:
-  """Commit of the checkout that holds this code, and whether tracked files were changed; an
-  installed copy has none.
+  """Commit of the checkout that holds this code, and whether tracked files of the package were
+  changed (an experiment's results are no code); an installed copy has none.
   """
 
   def git(*args):
@@ -393,7 +393,7 @@ def _commit(folder: pathlib.Path) -> dict[str, Any]:
     )  # another repository may surround an installed copy
     return {
       'commit': git('rev-parse', 'HEAD').strip(),
-      'dirty': bool(git('status', '--porcelain', '--untracked-files=no').strip()),
+      'dirty': bool(git('status', '--porcelain', '--untracked-files=no', '--', '.').strip()),
     }
   except (OSError, subprocess.SubprocessError):
     return {'commit': None, 'dirty': None}

@@ -120,7 +120,9 @@ class Summary:
       if (a := devices(c.cell)) != (b := devices(c.baseline)):
         out.append(f'{at}: ran on {", ".join(a)}, the baseline on {", ".join(b)}.')
     if any((r['versions'] or {}).get('dirty') for c in self.cells for r in c.records):
-      out.append('Some trials ran from a work tree with changes that were not committed.')
+      out.append(
+        'Some trials ran from a work tree with changes, of code or results, not committed.'
+      )
     return out
 
   def cell(self, arm: str, steps: int) -> Cell:
