@@ -94,14 +94,16 @@ class Summary:
 
   def step_seconds(self, cell: Cell | None) -> float:
     """Seconds of a step. On CPUs, where other programs disturb clocks, CPU seconds: the difference
-    between the arm's shortest and longest budget, over the steps between.
+    between the arm's shortest and longest budget, over the steps between; NaN for one budget.
     """
     if cell is None:
       return math.nan
     own = [c for c in self.cells if c.arm is cell.arm and c.records]
     on_cpu = all((r.get('versions') or {}).get('backend') == 'cpu' for c in own for r in c.records)
-    if not on_cpu or len(own) < 2:
+    if not on_cpu:
       return cell.middle('step_time')
+    if len(own) < 2:
+      return math.nan
     a, b = own[0], own[-1]
     return (b.middle('cpu_seconds') - a.middle('cpu_seconds')) / (b.steps - a.steps)
 
