@@ -273,10 +273,15 @@ def test_what_a_pod_did_is_collected_not_repeated(tmp_path, monkeypatch):
     (TPU | dict(hosts='2'), 'render: hosts= of a slice follow'),
     (dict(selectors='spot'), "render: selectors='spot': LABEL=VALUE,... are expected"),
     (dict(mount='runs'), "render: mount='runs': an absolute path is expected"),
-    (dict(runs='/elsewhere'), "--runs=/elsewhere: a folder below mount='/lmjax' is expected"),
+    (dict(runs='/elsewhere'), "render: option 'runs': "),
   ],
 )
 def test_options_are_refused_by_name(tmp_path, options, text):
   with pytest.raises(declare.ExperimentError) as e:
     jobset.render(_tiny.experiment(), tmp_path, 'cpu', NEEDED | options)
   assert str(e.value).startswith(text)
+
+
+def test_run_directories_are_below_the_mount(tmp_path):
+  with pytest.raises(declare.ExperimentError, match="--runs=/elsewhere: .* mount='/lmjax'"):
+    jobset.render(_tiny.experiment(), tmp_path, 'cpu', NEEDED, '/elsewhere')
