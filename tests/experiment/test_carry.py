@@ -9,7 +9,10 @@ import sys
 
 import pytest
 
+from lmjax.experiment import code
+from lmjax.experiment import measures
 from lmjax.experiment import program
+from lmjax.experiment import results
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = """
@@ -46,7 +49,9 @@ class Repository:
     wanted = [[arm, dict(peak_lr=1e-3), 0, 10] for arm in ('adamw', 'lion')]
     lines = self.run('-P', 'lmjax/experiment/program.py', 'experiments/x', 'cpu', given=wanted)
     records = [
-      dict(arm=arm, point=point, seed=seed, steps=steps, status='done', loss=1.0, value=1.0)
+      dict.fromkeys(results.FIELDS, 0)
+      | dict(arm=arm, point=point, seed=seed, steps=steps, status='done', message='', versions={})
+      | dict(measure=code.of_function(measures.final_loss))
       | {k: v for k, v in json.loads(line).items() if k != 'program'}
       for (arm, point, seed, steps), line in zip(wanted, lines)
     ]
