@@ -255,8 +255,10 @@ def _typed(where: str, value: Any, annotation: Any, context: Mapping[str, Any]) 
   if typing.get_origin(annotation) is typing.Annotated:
     annotation, kind = typing.get_args(annotation)[:2]
   if kind is not None:  # a nested part
-    if value is None or isinstance(value, (Part, Chain)):
+    if isinstance(value, (Part, Chain)):
       return value
+    if value is None and types.NoneType in typing.get_args(annotation):
+      return None
     inner = {k: v for k, v in context.items() if k in kinds.KINDS[kind].context}
     if isinstance(value, str):
       value = specs.call(value)

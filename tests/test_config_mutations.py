@@ -3,6 +3,7 @@ key: before any device works, soon, and in little memory.
 """
 
 import copy
+import zlib
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,8 +73,9 @@ def arguments():
 @pytest.mark.slow
 def test_every_argument_of_every_part_builds_or_is_refused():
   tried = 0
-  for n, (key, spec) in enumerate(arguments()):
-    if n % 13:  # all of them take half an hour; a step that divides no table's period
+  for key, spec in arguments():
+    # All of them take half an hour. A new part leaves the choice among those of others as it is.
+    if zlib.crc32(f'{key}={spec}'.encode()) % 13:
       continue
     both_ways = spec.startswith('mlm') or 'causal=False' in spec
     one_leaf(('bert_tiny' if both_ways else 'quickstart', key, spec))

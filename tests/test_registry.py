@@ -156,6 +156,17 @@ def test_nested_chains():
     registry.make('norm', f'{HERE}:Outside(size=3, inner=4)')
 
 
+def test_none_is_refused_where_a_part_is_needed():
+  for kind, spec in (
+    ('optim', 'schedule_free(inner=None)'),
+    ('optim', 'split(matrix=None)'),
+    ('embed', 'stable(norm=None)'),
+  ):
+    with pytest.raises(SpecError, match='=None: an? .* is expected'):
+      registry.make(kind, spec)
+  assert dict(registry.make('mixer', 'gqa(qk_norm=None)').args)['qk_norm'] is None
+
+
 def test_registering():
   @registry.register('norm', scale_invariant=lambda a: a['size'] > 1)
   @dataclasses.dataclass(frozen=True)

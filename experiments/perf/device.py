@@ -27,31 +27,14 @@ def child(flags) -> dict:
   if flags.child == 'deterministic':
     main.deterministic()
   import jax
-  import numpy as np
 
-  from lmjax import build
-  from lmjax import config
+  import _step
   from lmjax import flops
 
   jax.config.update('jax_compilation_cache_dir', None)  # so that autotuning happens anew
-  length = config.load(flags.recipe).data.length
-  overrides = [
-    ('mesh.data', '1'),
-    ('micro_batches', '1'),
-    ('batch_tokens', str(flags.rows * length)),
-  ]
-  run = build.build(config.resolve(config.load(flags.recipe, overrides)))
+  run = _step.make(flags.recipe, flags.rows)
   state, step = run.init(jax.random.key(0)), jax.jit(run.step, donate_argnums=0)
-  rng, shape = np.random.default_rng(0), (flags.rows, length + run.lookahead)
-  batches = [
-    dict(
-      tokens=rng.integers(0, run.tokenizer.vocab_size, shape, dtype=np.int32),
-      segments=np.ones(shape, np.int32),
-      positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy(),
-    )
-    for _ in range(4)
-  ]
-  batches, losses = jax.device_put(batches), []
+  batches, losses = _step.batches(run, 4), []
   for i in range(flags.steps + 3):
     if i == 3:  # compiled, and warm
       jax.block_until_ready(state)
@@ -61,7 +44,7 @@ def child(flags) -> dict:
   jax.block_until_ready(state)
   seconds = (time.monotonic() - began) / flags.steps
   device = jax.devices()[0]
-  rate = flags.rows * length / seconds
+  rate = run.rows * run.length / seconds
   return dict(
     seconds=seconds,
     tokens_per_second=rate,

@@ -21,11 +21,10 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+import _step
 from lmjax import build
-from lmjax import config
 from lmjax import registry
 
 ADAM = 'adam(b2=0.99)'
@@ -64,27 +63,9 @@ class Contestant:
   """One optimizer on the recipe: its compiled step, its state, and its update alone."""
 
   def __init__(self, recipe: str, rows: int, optim: str):
-    length = config.load(recipe).data.length
-    overrides = [
-      ('mesh.data', '1'),
-      ('micro_batches', '1'),
-      ('batch_tokens', str(rows * length)),
-      ('model.embed', 'untied()'),
-      ('optim', optim),
-    ]
-    self.run = build.build(config.resolve(config.load(recipe, overrides)))
+    self.run = _step.make(recipe, rows, model__embed='untied()', optim=optim)
     self.state = self.run.init(jax.random.key(0))
     self._step = jax.jit(self.run.step, donate_argnums=0)
-
-  def batches(self, n: int):
-    rng, run = np.random.default_rng(0), self.run
-    shape = run.rows, run.length + run.lookahead
-    one = lambda: dict(
-      tokens=rng.integers(0, run.tokenizer.vocab_size, shape, dtype=np.int32),
-      segments=np.ones(shape, np.int32),
-      positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy(),
-    )
-    return jax.device_put([one() for _ in range(n)])
 
   def steps(self, batches, n: int) -> float:
     """Seconds a step over n of them."""
@@ -119,8 +100,8 @@ class Contestant:
         both = step(*both, grads)
       jax.block_until_ready(both)
       times.append((time.monotonic() - began) / UPDATES)
-    size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-    return statistics.median(times), size(grads) + 2 * size(params) + 2 * size(opt)
+    moved = build.nbytes(grads) + 2 * build.nbytes(params) + 2 * build.nbytes(opt)
+    return statistics.median(times), moved
 
 
 def main() -> int:
@@ -143,7 +124,7 @@ def main() -> int:
   made, rows = {}, {}
   for name in names:
     made[name] = c = Contestant(flags.recipe, flags.rows, OPTIMS[name])
-    batches = c.batches(4)
+    batches = _step.batches(c.run, 4)
     c.steps(batches, 11)  # compiled, both branches of an interval seen
     rows[name] = {'state_bytes': build.state_bytes(c.run)['total']}
     if alone := c.update():

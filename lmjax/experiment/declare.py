@@ -57,6 +57,15 @@ class Scale:
   cores: int = 1
   gpus: int = 0
 
+  @property
+  def unit(self) -> str:
+    """What `hours` are of."""
+    return 'accelerator-hours' if self.gpus else 'core-hours'
+
+  def spent(self, record: Mapping[str, Any]) -> float:
+    """Core-seconds of a record, or seconds of its accelerators."""
+    return record['seconds'] * self.gpus if self.gpus else record['cpu_seconds']
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:

@@ -39,34 +39,22 @@ def estimate(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, 
   some): by what trials of the same arm took, else by FLOPs; NaN for accelerators never timed.
   Trials of one config are one.
   """
-  made = trials_lib.tuning(e, scale)
-  for arm in e.arms:
-    for steps in e.budgets(arm, scale):
-      cell = summary.cell(e, scale, arm, steps, known)
-      if cell.best is None and not cell.missing:
-        continue  # every point diverged: there is nothing to run on other seeds
-      best = cell.best or arm.points()[0]
-      made += [trials_lib.trial(e, scale, arm, best, seed, steps) for seed in e.seeds]
+  made = summary.everything(e, scale, known, untuned=True)
   todo = unfinished(made, known)
-  total = sum(_seconds(e, t, known) for t in todo)
+  total = sum(_seconds(e.scales[scale], t, known) for t in todo)
   return len({(t.identity, t.code) for t in made}), len(todo), total / 3600
 
 
-def _seconds(e: declare.Experiment, t: Trial, known: dict) -> float:
+def _seconds(s: declare.Scale, t: Trial, known: dict) -> float:
   same = [r for r in known.values() if r['status'] == execute.DONE and r['arm'] == t.arm]
   if same:
     r = min(same, key=lambda r: abs(r['steps'] - t.steps))
-    return START + max(0.0, spent(r, t.gpus) - START) * t.steps / r['steps']
-  if t.gpus:
+    return START + max(0.0, s.spent(r) - START) * t.steps / r['steps']
+  if s.gpus:
     return math.nan
   resolved = trials_lib.resolve(t.base, t.changes)
   tokens = resolved['batch_tokens'] * resolved['steps']
   return START + _flops(t.base, t.changes) * tokens / FLOPS_A_CORE
-
-
-def spent(r: dict[str, Any], gpus: int) -> float:
-  """Core-seconds of a record, or seconds of its accelerators."""
-  return r['seconds'] * gpus if gpus else r['cpu_seconds']
 
 
 def _flops(base: str, changes) -> float:
@@ -96,10 +84,10 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
   )
   text = 'not known before some ran' if math.isnan(hours) else f'about {hours:.2f}'
   say(
-    f'{n} trials, {left} to run; {unit(s)}: {text}, beside {past(s, known):.2f} spent (declared: '
+    f'{n} trials, {left} to run; {s.unit}: {text}, beside {past(s, known):.2f} spent (declared: '
     f'{s.hours:g})'
   )
-  check_hours(folder, e, scale, known)
+  check_hours(folder, e, scale, known, hours)
   if dry:
     return 0
   with results_lib.changed(folder):
@@ -109,7 +97,8 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
   failed = 0
   for stage in ('tuning', 'seeds'):
     known = results_lib.known(results_lib.read(folder), scale, e.measured)
-    check_hours(folder, e, scale, known)
+    if stage == 'seeds':  # the tuning may have told what trials cost
+      check_hours(folder, e, scale, known, estimate(e, scale, known)[2])
     made = trials_lib.tuning(e, scale) if stage == 'tuning' else summary.everything(e, scale, known)
     todo = unfinished(made, known)
     twins: dict[tuple[str, str], list[Trial]] = {}
@@ -130,23 +119,18 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
   return 1 if failed else 0
 
 
-def unit(s: declare.Scale) -> str:
-  return 'accelerator-hours' if s.gpus else 'core-hours'
-
-
 def past(s: declare.Scale, known: dict) -> float:
   """Hours spent so far."""
-  return sum(spent(r, s.gpus) for r in known.values() if r['status'] in execute.ENDED) / 3600
+  return sum(s.spent(r) for r in known.values() if r['status'] in execute.ENDED) / 3600
 
 
-def check_hours(folder: Any, e: declare.Experiment, scale: str, known: dict) -> None:
-  """Raises ExperimentError where the whole would take longer than declared."""
+def check_hours(folder: Any, e: declare.Experiment, scale: str, known: dict, hours: float) -> None:
+  """Raises ExperimentError where the whole, `hours` to go, takes longer than declared."""
   s = e.scales[scale]
-  _, _, hours = estimate(e, scale, known)
   total = past(s, known) + (0.0 if math.isnan(hours) else hours)
   if total > s.hours:
     raise declare.ExperimentError(
-      f'{folder}: about {total:.2f} {unit(s)} in all are more than scales[{scale!r}].hours='
+      f'{folder}: about {total:.2f} {s.unit} in all are more than scales[{scale!r}].hours='
       f'{s.hours:g}; raise it, or take smaller budgets, grids or models'
     )
 

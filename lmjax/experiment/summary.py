@@ -99,7 +99,7 @@ class Summary:
     if cell is None:
       return math.nan
     own = [c for c in self.cells if c.arm is cell.arm and c.records]
-    on_cpu = all((r.get('versions') or {}).get('backend') == 'cpu' for c in own for r in c.records)
+    on_cpu = all(r['versions'].get('backend') == 'cpu' for c in own for r in c.records)
     if not on_cpu:
       return cell.middle('step_time')
     if len(own) < 2:
@@ -121,7 +121,7 @@ class Summary:
         out.append(f"{at}: no speed-up, since the baseline's curve does not fall there.")
       if (a := devices(c.cell)) != (b := devices(c.baseline)):
         out.append(f'{at}: ran on {", ".join(a)}, the baseline on {", ".join(b)}.')
-    if any((r['versions'] or {}).get('dirty') for c in self.cells for r in c.records):
+    if any(r['versions'].get('dirty') for c in self.cells for r in c.records):
       out.append(
         'Some trials ran from a work tree with changes, of code or results, not committed.'
       )
@@ -208,7 +208,7 @@ def left_out(e: declare.Experiment, scale: str, known: dict) -> tuple[list[dict]
   that it no longer asks for).
   """
   arms, budgets = {a.name: a for a in e.arms}, {}
-  stale, unused, current = [], [], set()
+  stale, unused = [], []
   for key, r in known.items():
     arm = arms.get(r['arm'])
     if arm is None or r['steps'] not in budgets.setdefault(r['arm'], e.budgets(arm, scale)):
@@ -221,9 +221,7 @@ def left_out(e: declare.Experiment, scale: str, known: dict) -> tuple[list[dict]
       continue
     if (t.identity, t.code) != key:
       stale.append((key, r))
-      continue
-    current.add(key)
-    if r['seed'] not in (*e.seeds, e.tuning_seed):
+    elif r['seed'] not in (*e.seeds, e.tuning_seed):
       unused.append(r)
   if stale and (gone := [x for x in stale if x[1]['arm'] not in arms]):
     # Of an arm that is gone; another one may ask for the same run.
@@ -232,12 +230,17 @@ def left_out(e: declare.Experiment, scale: str, known: dict) -> tuple[list[dict]
   return [r for _, r in stale], unused
 
 
-def everything(e: declare.Experiment, scale: str, known: dict) -> list[trials.Trial]:
-  """All trials that can be named today: tuning, and the seeds of what is tuned."""
+def everything(
+  e: declare.Experiment, scale: str, known: dict, untuned: bool = False
+) -> list[trials.Trial]:
+  """All trials that can be named today: tuning, and the seeds of what is tuned. untuned: also the
+  seeds of what is not, at any point of its grid; where every point diverged there are none.
+  """
   out = trials.tuning(e, scale)
   for arm in e.arms:
     for steps in e.budgets(arm, scale):
-      best = cell(e, scale, arm, steps, known).best
+      found = cell(e, scale, arm, steps, known)
+      best = arm.points()[0] if untuned and found.best is None and found.missing else found.best
       if best is not None:
         out += [trials.trial(e, scale, arm, best, seed, steps) for seed in e.seeds]
   return out

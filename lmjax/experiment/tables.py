@@ -125,9 +125,7 @@ def page(folder: Any) -> str:
     if scale not in results['scales']:
       continue
     records = results['scales'][scale]['records']
-    gpus = e.scales[scale].gpus
-    hours = sum(r['seconds'] * gpus if gpus else r['cpu_seconds'] for r in records) / 3600
-    unit = 'accelerator-hours' if gpus else 'core-hours'
+    hours = sum(map(e.scales[scale].spent, records)) / 3600
     devices = sorted({str(r['versions'].get('device')) for r in records})
     versions = {
       k: sorted({str(r['versions'].get(k)) for r in records})
@@ -137,7 +135,7 @@ def page(folder: Any) -> str:
       f'## Scale {scale}',
       '',
       f'`python -m lmjax.experiment run experiments/{name} --scale={scale}`; '
-      f'{len(records)} trials, {hours:.2f} {unit}, on {", ".join(devices)}; '
+      f'{len(records)} trials, {hours:.2f} {e.scales[scale].unit}, on {", ".join(devices)}; '
       + '; '.join(f'{k} {", ".join(x[:10] for x in v)}' for k, v in versions.items()),
       '',
       table(e, scale, results),

@@ -52,14 +52,19 @@ def text(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value)
 
 
+def _words(changes: Iterable[tuple[str, Any]]) -> tuple[tuple[str, str], ...]:
+  return tuple((k, text(v)) for k, v in changes)
+
+
 def resolve(base: str, changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
   """The resolved config; a copy, since configs are read often and made slowly."""
-  return copy.deepcopy(_resolved(base, tuple((k, text(v)) for k, v in changes)))
+  return copy.deepcopy(_resolved(base, _words(changes)))
 
 
 def resolve_arm(e: declare.Experiment, arm: declare.Arm, changes: dict) -> dict[str, Any]:
+  """To be read only."""
   try:
-    return resolve(e.base, changes.items())
+    return _resolved(e.base, _words(changes.items()))
   except ValueError as error:
     raise declare.ExperimentError(f'arm {arm.name}: {error}') from None
 
@@ -100,11 +105,7 @@ def trial(
 ) -> Trial:
   """One trial, its config resolved; ExperimentError where it could not be compared."""
   s, changes = e.scales[scale], settings(e, scale, arm, point, seed, steps)
-  words = tuple((k, text(v)) for k, v in changes.items())
-  try:
-    resolved = _resolved(e.base, words)
-  except ValueError as error:
-    raise declare.ExperimentError(f'arm {arm.name}: {error}') from None
+  resolved = resolve_arm(e, arm, changes)
   checks.check_decay(arm, resolved)
   checks.check_data(arm, resolved)
   return Trial(
@@ -114,7 +115,7 @@ def trial(
     steps,
     e.base,
     tuple(changes.items()),
-    *_prints(e.base, words),
+    *_prints(e.base, _words(changes.items())),
     s.cores,
     s.gpus,
   )

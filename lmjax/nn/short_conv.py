@@ -4,8 +4,6 @@ Tokens of other documents and padding count as 0. Initial values: uniform in +-1
 PyTorch's Conv1d has it; a filter is no matrix, so the init part is not asked.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,17 +24,15 @@ class ShortConv(nn.Module):
   names: tuple[str | None, ...]
 
   @nn.compact
-  def __call__(self, x, segments_BS, ctx, before: Any = None):
+  def __call__(self, x, segments_BS, ctx, before):
     """y (B, T, channels...) for x of that shape.
 
     segments_BS: of the taps - 1 tokens before the first and of the T tokens. before: (B, taps - 1,
-    channels...), those tokens' x, or None for none.
+    channels...), those tokens' x.
     """
     steps, channels = x.shape[1], x.shape[2:]
     fact = Fact((None, *self.names), (), 'other')
     w = params.param(self, 'kernel', (self.taps, *channels), fact, ctx.scheme, init=_uniform)
-    if before is None:
-      before = jnp.zeros((x.shape[0], self.taps - 1, *channels), x.dtype)
     x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
     now = segments_BS[:, self.taps - 1 :]
     y = 0.0
