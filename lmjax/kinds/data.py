@@ -1,0 +1,72 @@
+"""Contracts of the parts that make batches."""
+
+from typing import Any, Iterator, Mapping, Protocol, Sequence
+
+import numpy as np
+
+
+class Source(Protocol):
+  """Documents in a fixed order: str, bytes, or with the fact `tokens` arrays of ids."""
+
+  def fingerprint(self) -> str:
+    """Changes when the documents do (paths, sizes, contents)."""
+
+  def __iter__(self) -> Iterator[Any]: ...
+
+
+class Transform(Protocol):
+  """`part(...)` returns a pure function (row, seed) -> row; a row is a dict of int32 arrays."""
+
+  def __call__(self, row: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]: ...
+
+
+class Pack(Protocol):
+  """`part(...)` returns a dataclass (its repr is part of the data's fingerprint) with `plan`.
+
+  `plan` gives the rows of one epoch as spans of documents, a pure function of its arguments, and as
+  many rows in every epoch.
+  """
+
+  def plan(
+    self, lengths: np.ndarray, row_tokens: int, lookahead: int, seed: int, epoch: int
+  ) -> 'RowPlan': ...
+
+
+class RowPlan(Protocol):
+  """Rows of one epoch; `plan[i]` is an int64 array (spans, 3) of (document, start, stop)."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> np.ndarray: ...
+
+
+class Mixture(Protocol):
+  """Weights of the sources; all that changes is in `state`, a pytree kept in the checkpoint."""
+
+  def init(self, names: Sequence[str], weights: Sequence[float], tokens: Sequence[int]) -> Any: ...
+
+  def update(self, state, observed: Mapping[str, Any]) -> Any: ...
+
+  def weights(self, state) -> np.ndarray:
+    """Non-negative, of sum 1, in the order of names."""
+
+
+class Tokenizer(Protocol):
+  """Ids are 0 ... vocab_size - 1. bos, eos, pad, mask are ids or None.
+
+  Fact `lossless`: decode_bytes(encode(data)) == data for arbitrary bytes. Text never yields a
+    special id. Optional: `encode_batch(texts)`, and a static `train(texts, vocab_size, ...) ->
+    bytes of the file`, which `python -m lmjax.tokenize train` offers.
+  """
+
+  vocab_size: int
+  bos: int | None
+  eos: int | None
+  pad: int | None
+  mask: int | None
+
+  def encode(self, text: str | bytes) -> np.ndarray: ...
+
+  def decode(self, ids: Sequence[int]) -> str: ...
+
+  def fingerprint(self) -> str: ...

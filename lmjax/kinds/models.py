@@ -1,0 +1,150 @@
+"""Contracts of the parts that make a model.
+
+Shapes: B batch, T time (queries), S time (keys), D width, H heads, K head size, F hidden, V
+  vocabulary, N layers.
+"""
+
+from typing import Any, Callable, NamedTuple, Protocol
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Ctx:
+  """What a layer may know besides its input.
+
+  Attributes:
+    positions_BT: int32, position of each token within its document.
+    segments_BT: int32, document of each token in its row; 0 is padding. None means one document and
+      no padding.
+    depth: index of the layer, a traced scalar under scan.
+    memory: encoded source for cross-attention, or None; a mixer whose fact `cross` is False raises
+      on it.
+    train: dropout and the like act only where True.
+    scheme: static; how parameters are made (`init`, `linear`), the model's `position`, dtypes.
+  """
+
+  positions_BT: jax.Array
+  segments_BT: jax.Array | None = None
+  depth: Any = 0
+  memory: Any = None
+  train: bool = flax.struct.field(pytree_node=False, default=False)
+  scheme: Any = flax.struct.field(pytree_node=False, default=None)
+
+
+Aux = dict[str, jax.Array]
+"""What a block part reports: entries `loss/...` are added to the objective, others are metrics."""
+
+
+class Mixer(Protocol):
+  """A Linen module. `cache` is None, or what `init_cache` gave; then x holds only the new tokens.
+
+  Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross,
+    window, recurrent (its cache is a state of one size, whatever the cache part).
+  """
+
+  def __call__(self, x_BTD, ctx: Ctx, cache: Any = None) -> tuple[jax.Array, Any, Aux]: ...
+
+  def init_cache(self, kind: Any, batch: int, length: int, width: int, dtype) -> Any:
+    """An empty cache for `length` tokens; `kind` is the cache part (`nn.nowrap`)."""
+
+  def mixing_flops(self, width: int, length: int) -> tuple[float, float]:
+    """Forward FLOPs per token beyond its matrices: over all and over allowed pairs (nn.nowrap)."""
+
+
+class Ffn(Protocol):
+  """A Linen module: y = f(x) for each position."""
+
+  def __call__(self, x_BTD, ctx: Ctx) -> tuple[jax.Array, Aux]: ...
+
+
+class Norm(Protocol):
+  """A Linen module over the last axis, statistics in float32; facts: invariances, to be checked."""
+
+  def __call__(self, x, ctx: Ctx) -> jax.Array: ...
+
+
+class Residual(Protocol):
+  """A Linen module, the layer itself; its fields `mixer`, `ffn`, `norm` build the modules."""
+
+  def __call__(self, carry, ctx: Ctx, cache: Any = None) -> tuple[Any, Any, Aux]: ...
+
+  def enter(self, x_BTD) -> Any:
+    """The first carry (`nn.nowrap`)."""
+
+  def leave(self, carry) -> jax.Array:
+    """x from the last carry (`nn.nowrap`)."""
+
+
+class Linear(Protocol):
+  """A Linen module with fields ins, outs (pairs of axis name and size), role, scheme, bias.
+
+  Contracts the last len(ins) axes of x and appends the axes of outs. Made through
+  `nn.params.dense`.
+  """
+
+  def __call__(self, x) -> jax.Array: ...
+
+
+class Embed(Protocol):
+  """A Linen module of vocab, width, dtype. Rows added to round the vocabulary are not predicted."""
+
+  def __call__(self, tokens_BT, ctx: Ctx) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(x_BTD, unembedding_VD, bias_V or None)."""
+
+
+class Position(Protocol):
+  """A Linen module; `rotate` and `bias` hold no parameters and are `nn.nowrap`."""
+
+  def __call__(self, x_BTD, ctx: Ctx) -> jax.Array:
+    """x with absolute positions added, or x itself."""
+
+  def rotate(self, x_BTHK, positions_BT) -> jax.Array:
+    """q or k rotated by position, or itself."""
+
+  def bias(self, heads: int, positions_BT, positions_BS) -> jax.Array | None:
+    """A bias (B or 1, H, T, S) for the attention logits, or None."""
+
+
+class Init(Protocol):
+  """Built with depth and width. `fact` is `parallel.facts.Fact`."""
+
+  def initializer(self, fact, shape) -> Callable:
+    """(key, shape, dtype) -> array."""
+
+  def lr(self, fact, shape) -> float:
+    """Factor of this parameter's learning rate; 1 in the standard parameterization."""
+
+  def logit_scale(self) -> float:
+    """Factor of the logits."""
+
+  def attention_scale(self, head_dim: int) -> float:
+    """Factor of q.k; 1/sqrt(head_dim) unless the parameterization says otherwise."""
+
+
+class Outputs(NamedTuple):
+  """What an architecture returns; `nn.embedding.logits` builds logits from it."""
+
+  hidden_BTD: jax.Array
+  unembed_VD: jax.Array
+  bias_V: jax.Array | None
+  scale: float
+  cap: float | None
+  cache: Any
+  aux: Aux
+
+
+class Architecture(Protocol):
+  """A Linen module built with `model`, the resolved `models.Model`."""
+
+  def __call__(self, tokens_BT, ctx: Ctx, cache: Any = None) -> Outputs: ...
+
+  def init_cache(self, kind, batch: int, length: int) -> Any: ...
+
+
+class Cache(Protocol):
+  """A pytree, built by `part(batch=, length=, heads=, head_dim=, dtype=, window=)`."""
+
+  def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT) -> tuple['Cache', tuple]:
+    """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS), 0 empty."""

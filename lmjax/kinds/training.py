@@ -1,0 +1,62 @@
+"""Contracts of the parts that train."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+
+class Loss(NamedTuple):
+  """Sums, never means: the step divides once by all weights. `metrics`: name -> (sum, weight).
+
+  `rows` is (negative log-likelihood, weight) of each row, for standard errors, or None where rows
+  do not stand alone.
+  """
+
+  sum: jax.Array
+  weight: jax.Array
+  metrics: dict[str, tuple[jax.Array, jax.Array]]
+  vars: Any
+  rows: tuple[jax.Array, jax.Array] | None = None
+
+
+class Objective(Protocol):
+  """Owns its networks. A batch: `tokens`, `segments`, `positions`, int32 (B, T + lookahead).
+
+  Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' or 'global';
+    lookahead = tokens needed beyond the inputs; causal = the causality demanded of the model, or
+    None.
+  """
+
+  def init(self, rng, batch) -> dict[str, Any]:
+    """Variables, boxed with their facts: collection 'params' is trained, all others are `vars`."""
+
+  def loss(self, params, vars, batch, rng, train: bool = True) -> Loss: ...
+
+
+class Optim(Protocol):
+  """`part(...)` returns an Optax transformation whose update is subtracted after scaling by lr.
+
+  The step passes value (the loss), rng, obj_fn(params, one_in=1) -> the loss, and
+  sample_fn(params, rng, one_in=1) -> (sum, weight) of the objective's `sample`, both over one in
+  `one_in` rows of the batch. Its field `metrics`, {name: scalar}, is logged as `optim/<part>/...`.
+
+  Facts: needs = which of these it asks for; owns_lr = not scaled by the schedule; gradient_at =
+    (its state -> the update that leads to where the gradient is taken), of a part that averages;
+    retract = ((its new state, parameters, facts) -> parameters behind the step), of one that
+    factorizes anew; moments = False where it keeps a basis, which may have a parameter's shape.
+  """
+
+
+class Schedule(Protocol):
+  """`part(steps=)` returns a function. `extendable`: more steps leave past factors as they were."""
+
+  def __call__(self, step) -> jax.Array: ...
+
+
+class Guard(Protocol):
+  """Traced. What it remembers is in the state, and moves on where the step is refused as well."""
+
+  def init(self) -> Any: ...
+
+  def judge(self, state, loss, grad_norm) -> tuple[jax.Array, Any]:
+    """(whether the update may be made, the new state)."""
