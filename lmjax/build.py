@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from lmjax import config as config_lib
 from lmjax import registry
 from lmjax import train
+from lmjax.data import fields as fields_lib
 from lmjax.models import model as model_lib
 from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
@@ -29,6 +30,14 @@ class Placement(NamedTuple):
   piece: tuple[int, ...]
 
 
+class Transform(NamedTuple):
+  """A transform of rows: its name in the chain, the function, whether validation rows pass it."""
+
+  name: str
+  fn: Callable
+  task: bool
+
+
 def is_placement(x) -> bool:
   return isinstance(x, Placement)
 
@@ -38,7 +47,7 @@ class Run:
   """What a config means.
 
   config: resolved. model: settings; architecture: the Linen module. rows: rows of a batch over all
-    hosts; row_tokens: tokens of a stored row.
+    hosts; transforms: of rows; fields: of a row behind them, abstract.
   facts, shapes: of the variables. schedule: step -> factor. tx: the named optimizer chain. step:
     (state, batch, key) -> (state, metrics), not jitted. guard: refuses updates, or None.
   """
@@ -50,6 +59,8 @@ class Run:
   objective: Any
   lookahead: int
   rows: int
+  transforms: tuple[Transform, ...]
+  fields: dict[str, jax.ShapeDtypeStruct]
   facts: Any
   shapes: Any
   schedule: Callable
@@ -60,17 +71,18 @@ class Run:
 
   @property
   def length(self) -> int:
+    """Tokens in a row of data, before transforms."""
     return self.config['data']['length']
 
   def batch_shapes(self):
     """The abstract global batch."""
-    return batch_shapes(self.rows, self.length + self.lookahead)
+    return fields_lib.batch(self.rows, self.fields)
 
   def init(self, key) -> train.State:
     """The first state; under a mesh it is created sharded."""
 
     def make(key):
-      batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), self.batch_shapes())
+      batch = fields_lib.ones(self.rows, self.fields)
       variables = facts_lib.unbox(self.objective.init(key, batch))
       return train.init_state(variables, self.tx, self.guard)
 
@@ -121,9 +133,40 @@ def tokenizer(resolved: dict):
   )
 
 
-def batch_shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-  one = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-  return dict(tokens=one, segments=one, positions=one)
+def transforms(c: dict, tok) -> tuple[Transform, ...]:
+  """The transforms of `config.data.transforms`. Raises ConfigError naming the key."""
+  d = c['data']
+  if not d['transforms']:
+    return ()
+  chain = registry.make_chain('transform', d['transforms'], tokenizer=tok, length=d['length'])
+  for name, part in chain.items():
+    if part.fact('joins') and d['mask_documents']:
+      raise ConfigError(
+        f'config.data.mask_documents=True: {name} makes one example of all documents of a row; set '
+        'it to False (and config.data.pack to pad() for one document a row)'
+      )
+  make = lambda part: named('data.transforms', part)
+  return tuple(Transform(name, make(part), part.fact('task')) for name, part in chain.items())
+
+
+def fields_of(length: int, made: Sequence[Transform], objective: registry.Part):
+  """The fields of a row of the batch."""
+  return fields_lib.of(length, [(t.name, t.fn) for t in made], objective.fact('reads'))
+
+
+def check_fields(fields, model: model_lib.Model):
+  """What rows hold must be honoured by the model."""
+  if 'prefix' in fields:
+    model.require(
+      'prefix',
+      'cannot look at a prefix both ways, which a transform of config.data.transforms asks',
+    )
+
+
+def model_length(fields: dict[str, jax.ShapeDtypeStruct], lookahead: int) -> int:
+  """Tokens that the longest of the model's inputs has."""
+  encoder = fields.get('encoder_tokens')
+  return max(fields['tokens'].shape[0] - lookahead, 0 if encoder is None else encoder.shape[0])
 
 
 def build(resolved: dict) -> Run:
@@ -140,14 +183,17 @@ def build(resolved: dict) -> Run:
       'ids; '
       'give at least that, or 0 to follow it'
     )
-  model = named('model', lambda: model_lib.resolve(m, vocab, d['length']))
+  asked = registry.make('objective', c['objective'])
+  lookahead, made = asked.fact('lookahead'), transforms(c, tok)
+  fields = named('data.transforms', lambda: fields_of(d['length'] + lookahead, made, asked))
+  model = named('model', lambda: model_lib.resolve(m, vocab, model_length(fields, lookahead)))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
-  lookahead = objective_part.fact('lookahead')
   check_parts(c, model, objective_part)
+  check_fields(fields, model)
   objective = named('objective', objective_part)
 
-  one = batch_shapes(1, d['length'] + lookahead)
+  one = fields_lib.batch(1, fields)
   boxed = named('model', lambda: jax.eval_shape(objective.init, jax.random.key(0), one))
   facts, shapes = facts_lib.facts(boxed), facts_lib.unbox(boxed)
   optim = registry.make_chain('optim', c['optim'], facts=facts['params'])
@@ -183,6 +229,8 @@ def build(resolved: dict) -> Run:
     objective,
     lookahead,
     rows,
+    made,
+    fields,
     facts,
     shapes,
     schedule,

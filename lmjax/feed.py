@@ -17,8 +17,6 @@ from lmjax.data import skips as skips_lib
 from lmjax.data import store as store_lib
 from lmjax.parallel import shard
 
-FIELDS = ('tokens', 'segments', 'positions')
-
 
 class Feed:
   """Training and validation batches of a run.
@@ -52,7 +50,7 @@ class Feed:
         weights=self._weights(names, weights, stores),
       ),
     )
-    self._loader = self._load(self._plan, self._transforms())
+    self._loader = self._load(self._plan, run.transforms)
     self._valid, self.bytes_per_token = None, None
     if d['valid']:
       names, _, held = self._stores('valid', cache)
@@ -62,11 +60,11 @@ class Feed:
           held, names=names, row_tokens=run.length, lookahead=run.lookahead, rows_per_step=run.rows
         ),
       )
-      self._valid = self._load(plan, ())
+      task = [t for t in run.transforms if t.task]
+      self._valid = self._load(plan, task)
       sizes = [s.bytes for s in held]
-      self.bytes_per_token = (
-        None if None in sizes else sum(sizes) / sum(len(s.tokens) for s in held)
-      )
+      if None not in sizes and not task:  # the targets of a task are not the text
+        self.bytes_per_token = sum(sizes) / sum(len(s.tokens) for s in held)
 
   def _named(self, key: str, make):
     return config_lib.named(f'data.{key}', make, value=self.run.config['data'][key])
@@ -95,19 +93,10 @@ class Feed:
     policy = mixture()
     return policy.weights(policy.init(names, weights, [len(s.tokens) for s in stores]))
 
-  def _transforms(self):
-    text = self.run.config['data']['transforms']
-    if not text:
-      return ()
-    chain = registry.make_chain(
-      'transform', text, tokenizer=self.run.tokenizer, length=self.run.length
-    )
-    return [(name, self._named('transforms', part)) for name, part in chain.items()]
-
   def _load(self, plan, transforms):
     return loader_lib.Loader(
       plan,
-      transforms=transforms,
+      transforms=[(t.name, t.fn) for t in transforms],
       host_index=jax.process_index(),
       host_count=jax.process_count(),
       documents_masked=self.run.config['data']['mask_documents'],
@@ -134,12 +123,13 @@ class Feed:
       yield self._place(self._valid[step])
 
   def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    batch = {k: batch[k] for k in FIELDS}
+    batch = {k: batch[k] for k in self.run.fields}
     if self.mesh is None:
       return jax.device_put(batch)
     # Rows are spread; time is not, since its lookahead need not divide.
-    sharding = NamedSharding(self.mesh, shard.spec(('batch', None)))
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    by_rank = lambda n: NamedSharding(self.mesh, shard.spec(('batch', *[None] * (n - 1))))
+    put = jax.make_array_from_process_local_data
+    return {k: put(by_rank(v.ndim), v) for k, v in batch.items()}
 
   def cursor(self, step: int) -> dict[str, Any]:
     seen = [list(r) for r in self.skips.past(step).ranges]

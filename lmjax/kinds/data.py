@@ -15,9 +15,17 @@ class Source(Protocol):
 
 
 class Transform(Protocol):
-  """`part(...)` returns a pure function (row, seed) -> row; a row is a dict of int32 arrays."""
+  """`part(...)` returns a pure function (row, seed) -> row; a row is a dict of arrays, see
+  `data/fields.py`.
+
+  Facts: task = part of the task, hence applied to validation rows too, from the same seed each
+    time; joins = makes one example of all documents of a row.
+  """
 
   def __call__(self, row: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]: ...
+
+  def layout(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of its rows, by name, from those it is given; optional where they are the same."""
 
 
 class Pack(Protocol):

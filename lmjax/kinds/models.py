@@ -10,6 +10,21 @@ import flax.struct
 import jax
 
 
+class Text(NamedTuple):
+  """What an encoder reads: tokens, positions and segments, int32 (B, S); segment 0 is padding."""
+
+  tokens_BS: jax.Array
+  positions_BS: jax.Array
+  segments_BS: jax.Array
+
+
+class Memory(NamedTuple):
+  """What an encoder gives: hidden (B, S, D), and the segments (B, S) it stands for."""
+
+  hidden_BSD: jax.Array
+  segments_BS: jax.Array
+
+
 @flax.struct.dataclass
 class Ctx:
   """What a layer may know besides its input.
@@ -19,8 +34,10 @@ class Ctx:
     segments_BT: int32, document of each token in its row; 0 is padding. None means one document and
       no padding.
     depth: index of the layer, a traced scalar under scan.
-    memory: encoded source for cross-attention, or None; a mixer whose fact `cross` is False raises
-      on it.
+    prefix_BT: int32, 1 for the tokens that every token of their document may see, also earlier
+      ones, or None; needs the mixer's fact `prefix`.
+    source: `Text` for the encoder of an architecture that has one, or None.
+    memory: `Memory` for mixers with the fact `cross`, or None; all others raise on it.
     train: dropout and the like act only where True.
     scheme: static; how parameters are made (`init`, `linear`), the model's `position`, dtypes.
   """
@@ -28,7 +45,9 @@ class Ctx:
   positions_BT: jax.Array
   segments_BT: jax.Array | None = None
   depth: Any = 0
-  memory: Any = None
+  prefix_BT: jax.Array | None = None
+  source: Text | None = None
+  memory: Memory | None = None
   train: bool = flax.struct.field(pytree_node=False, default=False)
   scheme: Any = flax.struct.field(pytree_node=False, default=None)
 
@@ -40,8 +59,9 @@ Aux = dict[str, jax.Array]
 class Mixer(Protocol):
   """A Linen module. `cache` is None, or what `init_cache` gave; then x holds only the new tokens.
 
-  Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross,
-    window, recurrent (its cache is a state of one size, whatever the cache part).
+  Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross
+    (looks at `ctx.memory` instead of its own text), prefix (honours `ctx.prefix_BT`), window,
+    recurrent (its cache is a state of one size, whatever the cache part).
   """
 
   def __call__(self, x_BTD, ctx: Ctx, cache: Any = None) -> tuple[jax.Array, Any, Aux]: ...

@@ -3,8 +3,8 @@
   loss = sum_t w_t [ (1 - s) nll_t + s mean_v(lse_t - z_tv) + z_loss lse_t^2 ]
   nll_t = lse(z_t) - z_t[x_{t+1}]
 
-w_t = 1 where x_{t+1} belongs to the same document as x_t and neither is padding. Natural
-logarithms: nats a token.
+w_t = 1, or the field `weights` of a batch that has one, where x_{t+1} belongs to the same document
+as x_t and neither is padding. Natural logarithms: nats a token.
 z-loss: PaLM (Chowdhery et al., 2022, arXiv:2204.02311, section 5) with 1e-4. Label smoothing:
 Szegedy et al., 2016 (arXiv:1512.00567). The reported `nll` is the plain negative log-likelihood
 whatever is added to the objective.
@@ -38,11 +38,10 @@ class Clm:
       raise ValueError(f'label_smoothing={label_smoothing}: at least 0 and below 1 is expected')
 
   def init(self, rng, batch):
-    return _common.init(self.model, rng, *self._inputs(batch))
+    return _common.init(self.model, rng, _common.inputs(batch, 1))
 
   def loss(self, params, vars, batch, rng, train: bool = True) -> kinds.Loss:
-    tokens, segments, positions = self._inputs(batch)
-    outputs, vars = _common.run(self.model, params, vars, tokens, segments, positions, rng, train)
+    outputs, vars = _common.run(self.model, params, vars, _common.inputs(batch, 1), rng, train)
     w_BT = self.weights(batch)
     total, sums, rows_B = _common.cross_entropy(
       outputs,
@@ -61,7 +60,7 @@ class Clm:
     z-loss, smoothing and the parts' own losses; its weight is the number of predicted places.
     """
     run_rng, label_rng = jax.random.split(rng)
-    outputs, vars = _common.run(self.model, params, vars, *self._inputs(batch), run_rng, True)
+    outputs, vars = _common.run(self.model, params, vars, _common.inputs(batch, 1), run_rng, True)
     w_BT = self.weights(batch)
     labels_BT = _common.draw(outputs, label_rng)
     total, _, rows_B = _common.cross_entropy(outputs, labels_BT, w_BT)
@@ -69,10 +68,9 @@ class Clm:
 
   @staticmethod
   def weights(batch):
-    """1 where a token has a successor in its own document, float32 (B, T)."""
+    """1, or the batch's own weight of the target, where a token has a successor in its document:
+    float32 (B, T).
+    """
     s = batch['segments']
-    return ((s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)).astype('float32')
-
-  @staticmethod
-  def _inputs(batch):
-    return batch['tokens'][:, :-1], batch['segments'][:, :-1], batch['positions'][:, :-1]
+    follows = (s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)
+    return _common.weighed(follows.astype('float32'), batch, 1)

@@ -44,7 +44,7 @@ class Mlm:
       )
 
   def init(self, rng, batch):
-    return _common.init(self.model, rng, batch['tokens'], batch['segments'], batch['positions'])
+    return _common.init(self.model, rng, _common.inputs(batch))
 
   def corrupt(self, tokens, segments, rng):
     """(corrupted tokens, weights): weights are 1 at the chosen places. Special tokens are never
@@ -66,8 +66,8 @@ class Mlm:
   def loss(self, params, vars, batch, rng, train: bool = True) -> kinds.Loss:
     hide, drop = jax.random.split(rng)
     tokens, w_BT = self.corrupt(batch['tokens'], batch['segments'], hide)
-    outputs, vars = _common.run(
-      self.model, params, vars, tokens, batch['segments'], batch['positions'], drop, train
-    )
+    w_BT = _common.weighed(w_BT, batch)
+    given = _common.inputs(batch)._replace(tokens_BT=tokens)
+    outputs, vars = _common.run(self.model, params, vars, given, drop, train)
     total, sums, rows_B = _common.cross_entropy(outputs, batch['tokens'], w_BT)
     return _common.finish(total, sums, rows_B, w_BT, outputs, vars)

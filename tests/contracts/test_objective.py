@@ -14,6 +14,7 @@ import _table
 from lmjax import kinds
 from lmjax import registry
 from lmjax.nn import embedding
+from lmjax.objectives import _common
 
 ROWS = _table.SPECS['objective']
 each = pytest.mark.parametrize('spec', ROWS)
@@ -216,16 +217,8 @@ def test_clm_predicts_the_next_token_and_sees_none_later(spec):
 
   @jax.jit
   def run(tokens, tail):  # the summed loss from place t on
-    out, _ = __import__('lmjax.objectives._common', fromlist=['run']).run(
-      objective.model,
-      p,
-      {},
-      tokens[:, :-1],
-      b['segments'][:, :-1],
-      b['positions'][:, :-1],
-      None,
-      False,
-    )
+    inputs = _common.inputs({**b, 'tokens': tokens}, 1)
+    out, _ = _common.run(objective.model, p, {}, inputs, None, False)
     logp = jax.nn.log_softmax(embedding.logits(out))[0]
     return -jnp.sum(
       jnp.where(tail[:-1], jnp.take_along_axis(logp, tokens[0, 1:, None], -1)[:, 0], 0)

@@ -4,8 +4,9 @@ multi-query (kv_heads = 1).
   q = x W_q (H heads), k = x W_k, v = x W_v (G heads, each serving H/G of q)
   y = softmax(scale * q.k + bias, over the allowed keys) v W_o
 
-Allowed keys: the same document, not padding, not later (`causal`), and less than `window` back
-(both sides where not causal). `cap` bounds the logits by cap * tanh(logits / cap) (Gemma 2).
+Allowed keys: the same document, not padding, not later (`causal`) unless of the prefix, and less
+than `window` back (both sides where not causal). `cap` bounds the logits by
+cap * tanh(logits / cap) (Gemma 2).
 `qk_norm` norms each head of q and k before rotation (Dehghani et al., 2023, arXiv:2302.05442; Qwen
 3, OLMo 2 style). scale defaults to 1/sqrt(head_dim), or what the init part says (muP: ~1/head_dim).
 Vaswani et al., 2017 (arXiv:1706.03762); Shazeer, 2019 (arXiv:1911.02150); Ainslie et al., 2023
@@ -31,6 +32,7 @@ LARGEST = 1 << 16  # heads, and coordinates of one: slopes and rates of position
   'mixer',
   causal=lambda a: a['causal'],
   segments=True,
+  prefix=lambda a: a['window'] is None,
   cache=lambda a: a['causal'],
   window=lambda a: a['window'],
 )
@@ -145,10 +147,19 @@ class Gqa(nn.Module):
     )
 
     k_pos, k_seg = ctx.positions_BT, ctx.segments_BT
+    prefix = ctx.prefix_BT is not None and self.causal
+    if prefix:  # as if it stood before all others; rotation has seen the true positions
+      if self.window is not None:
+        raise kinds.Unsupported('mixer gqa: a window and a prefix that all may see')
+      k_pos = jnp.where(ctx.prefix_BT > 0, 0, k_pos)
     if cache is not None:
       segments = jnp.ones_like(ctx.positions_BT) if k_seg is None else k_seg
-      cache, (k_BTGK, v_BTGK, k_pos, k_seg) = cache.append(
-        k_BTGK, v_BTGK, ctx.positions_BT, segments
+      cache, (k_BTGK, v_BTGK, k_pos, k_seg) = cache.append(k_BTGK, v_BTGK, k_pos, segments)
+    bias = position.bias(heads, ctx.positions_BT, ctx.positions_BT if cache is None else k_pos)
+    if prefix and cache is not None and bias is not None:
+      raise kinds.Unsupported(
+        'mixer gqa: a cache does not keep where the tokens of a prefix stand, which '
+        f'{type(position).__name__.lower()} needs'
       )
     y_BTHK = attention(
       q_BTHK,
@@ -158,12 +169,12 @@ class Gqa(nn.Module):
       k_positions=k_pos,
       q_segments=ctx.segments_BT,
       k_segments=k_seg,
-      aligned=cache is None,
+      aligned=cache is None and not prefix,
       causal=self.causal,
       window=self.window,
       cap=self.cap,
       scale=self.scale or ctx.scheme.init.attention_scale(self.head_dim),
-      bias=position.bias(heads, ctx.positions_BT, k_pos),
+      bias=bias,
     )
     y = params.dense(
       ctx,
