@@ -62,6 +62,8 @@ class Mixture(Protocol):
 class Tokenizer(Protocol):
   """Ids are 0 ... vocab_size - 1. bos, eos, pad, mask are ids or None.
 
+  Optional: `extra`, ids that no text yields, for transforms that need some.
+
   Fact `lossless`: decode_bytes(encode(data)) == data for arbitrary bytes. Text never yields a
     special id. Optional: `encode_batch(texts)`, and a static `train(texts, vocab_size, ...) ->
     bytes of the file`, which `python -m lmjax.tokenize train` offers.

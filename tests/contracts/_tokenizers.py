@@ -115,6 +115,10 @@ ROWS = {
     'plain': lambda d: 'bytes()',
     'bare': lambda d: 'bytes(specials=False)',
   },
+  'extended': {
+    'bytes': lambda d: 'extended(extra=5)',
+    'bpe': lambda d: f'extended(inner=bpe(path="{trained("bpe", d, 300)}"), extra=40)',
+  },
   'bpe': {
     'trained': lambda d: f'bpe(path="{trained("bpe", d, 300)}")',
     'mask': lambda d: f'bpe(path="{trained("bpe", d, 300)}", mask="<mask>")',

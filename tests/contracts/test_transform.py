@@ -9,6 +9,7 @@ import pytest
 
 from lmjax import registry
 from lmjax import specs
+from lmjax.data import fields
 
 # Every registered transform must be here, at a strength that shows.
 SPECS = (
@@ -17,12 +18,13 @@ SPECS = (
   'token_noise(rate=0.5)',
   'token_noise()',
 )
+MAKING = ('ul2()', 'ul2(form="encoder_decoder")')  # these make rows of other fields
 SEGMENTS = np.repeat([1, 2, 3, 4, 0], [20, 1, 30, 33, 16]).astype(np.int32)
 
 
 @pytest.fixture(scope='module')
 def tok():
-  return registry.make('tokenizer', 'bytes()')()
+  return registry.make('tokenizer', 'extended(extra=40)')()
 
 
 def make(spec, tok):
@@ -42,7 +44,25 @@ def row(tok, seed=0):
 
 
 def test_every_transform_is_tried():
-  assert {specs.call(s).name for s in SPECS} == set(registry.names('transform'))
+  assert {specs.call(s).name for s in SPECS + MAKING} == set(registry.names('transform'))
+
+
+@pytest.mark.parametrize('spec', MAKING)
+def test_contract_of_those_that_make_other_rows(spec, tok):
+  part, given = make(spec, tok), row(tok)
+  kept = copy.deepcopy(given)
+  a, b = part(given, 5), make(spec, tok)(copy.deepcopy(given), 5)
+  assert all(np.array_equal(kept[k], given[k]) for k in kept)
+  assert all(np.array_equal(a[k], b[k]) for k in a)
+  assert len({part(given, s)['tokens'].tobytes() for s in range(20)}) > 1
+  laid = fields.of(len(SEGMENTS), [('it', part)])
+  assert {k: (s.shape, s.dtype) for k, s in laid.items()} == {
+    k: (v.shape, v.dtype) for k, v in a.items()
+  }
+  for front in ('', 'encoder_') if 'encoder_tokens' in a else ('',):
+    tokens, segments = a[f'{front}tokens'], a[f'{front}segments']
+    assert tokens.min() >= 0 and tokens.max() < tok.vocab_size and not tokens[segments == 0].any()
+  assert not a['weights'][a['segments'] == 0].any() and a['weights'].any()
 
 
 @pytest.mark.parametrize('spec', SPECS)

@@ -1,5 +1,5 @@
 """Noise: each token becomes, with probability `rate`, an id drawn uniformly from the vocabulary
-less bos, eos, pad and mask.
+less bos, eos, pad, mask and extra ids.
 
 Inputs and targets are the same row, so noise is in both: the data are corrupted, as in studies of
 dirty pretraining text. (It is no regulariser of the inputs alone.) Special tokens and padding
@@ -38,9 +38,8 @@ class TokenNoise:
   def _ids(self) -> tuple[np.ndarray, np.ndarray]:
     """(special ids, all others)."""
     tok = self.tokenizer
-    special = np.array(
-      [i for i in (tok.bos, tok.eos, tok.pad, tok.mask) if i is not None], np.int32
-    )
+    named = [i for i in (tok.bos, tok.eos, tok.pad, tok.mask) if i is not None]
+    special = np.array([*named, *getattr(tok, 'extra', ())], np.int32)
     return special, np.setdiff1d(np.arange(tok.vocab_size, dtype=np.int32), special)
 
   def __call__(self, row, seed: int):

@@ -1,0 +1,218 @@
+"""UL2: sizes of its tasks, conservation of tokens, one draw in three forms, and a run of each."""
+
+import numpy as np
+import pytest
+
+from lmjax import build
+from lmjax import config
+from lmjax import registry
+from lmjax.data import fields
+from lmjax.data.transforms import _spans
+from lmjax.data.transforms import ul2 as ul2_lib
+
+EXTRA = 128
+
+
+def tokenizer(extra=EXTRA):
+  return registry.make('tokenizer', f'extended(extra={extra})')()
+
+
+def make(spec='ul2()', length=512, extra=EXTRA):
+  return registry.make('transform', spec, tokenizer=tokenizer(extra), length=length)()
+
+
+def only(task: int) -> str:
+  return str(tuple(float(i == task) for i in range(7)))
+
+
+def row(length=512, ahead=1, short=0, seed=0):
+  n = length + ahead
+  real = np.arange(n) < n - short
+  tokens = np.where(real, np.random.default_rng(seed).integers(0, 256, n), 0).astype(np.int32)
+  return dict(
+    tokens=tokens,
+    segments=real.astype(np.int32),
+    positions=np.arange(n, dtype=np.int32) * real,
+    source=np.int32(3),
+  )
+
+
+def real(out, prefix=''):
+  return out[f'{prefix}tokens'][out[f'{prefix}segments'] > 0]
+
+
+def put_back(part, inputs, targets):
+  """The text, from inputs and targets without their mode."""
+  tok, own = part.tokenizer, part.tokenizer.vocab_size - EXTRA
+  assert inputs[-1] == targets[-1] == tok.eos
+  inputs, targets = inputs[:-1], targets[:-1]
+  spans, at = {}, None
+  for t in targets:
+    if t >= own:
+      at = t
+      assert at not in spans
+      spans[at] = []
+    elif at is not None:
+      spans[at].append(t)
+  if not spans:  # S
+    return [*inputs, *targets]
+  marks = [t for t in inputs if t >= own]
+  assert marks == list(spans) == list(tok.extra[3 : 3 + len(marks)]), 'each once, in order'
+  assert all(spans.values())
+  return [x for t in inputs for x in (spans[t] if t >= own else [t])]
+
+
+# Lengths of inputs and targets, both with eos and without the mode, at 512 tokens.
+LENGTHS = {0: (462, 104), 1: (446, 88), 3: (342, 342), 4: (289, 289), 5: (437, 79), 6: (261, 261)}
+
+
+@pytest.mark.parametrize('task', LENGTHS)
+def test_lengths_of_the_paper(task):
+  part = make(f'ul2(form="encoder_decoder", weights={only(task)})')
+  out = part(row(), 7)
+  inputs, targets = real(out, 'encoder_'), real(out)
+  assert (len(inputs) - 1, len(targets) - 1) == LENGTHS[task]
+  assert part.sizes[:2] == (len(inputs), len(targets) - 1), 'no padding where rows are full'
+  assert inputs[0] == part.tokenizer.extra['RSX'.index('RRSXXXX'[task])]
+
+
+@pytest.mark.parametrize('task', range(7))
+@pytest.mark.parametrize('short', [0, 1, 200, 500, 508, 511])
+def test_putting_targets_back_gives_the_text(task, short):
+  part = make(f'ul2(form="encoder_decoder", weights={only(task)})')
+  for seed in range(5):
+    given = row(short=short, seed=seed)
+    out = part(given, seed)
+    text = given['tokens'][given['segments'] > 0][:512]
+    inputs, targets = real(out, 'encoder_'), real(out)
+    assert put_back(part, list(inputs[1:]), list(targets[1:])) == text.tolist()
+    assert out['weights'].sum() == len(targets) - 1 and out['weights'][0] == 0
+    assert targets[0] == part.tokenizer.pad
+
+
+@pytest.mark.parametrize('short', [512, 513])
+def test_a_row_with_nothing_to_hide_is_padding(short):
+  for form in ('encoder_decoder', 'prefix', 'causal'):
+    out = make(f'ul2(form="{form}")')(row(short=short), 0)
+    assert not out['weights'].any() and not out['segments'].any() and not out['tokens'].any()
+
+
+def test_one_draw_serves_three_forms():
+  parts = {f: make(f'ul2(form="{f}")') for f in ('encoder_decoder', 'prefix', 'causal')}
+  for seed in range(20):
+    out = {f: p(row(seed=seed), seed) for f, p in parts.items()}
+    inputs, targets = real(out['encoder_decoder'], 'encoder_'), real(out['encoder_decoder'])[1:]
+    both = np.concatenate([inputs, targets])
+    for form in ('prefix', 'causal'):
+      np.testing.assert_array_equal(real(out[form]), both)
+      assert np.flatnonzero(out[form]['weights']).tolist() == list(
+        range(len(inputs), len(inputs) + len(targets))
+      )
+    assert np.flatnonzero(out['prefix']['prefix']).tolist() == list(range(len(inputs)))
+    assert 'prefix' not in out['causal'] and out['causal']['source'] == 3
+
+
+def test_tasks_come_as_often_as_weighed():
+  part = make('ul2(form="causal", weights=(1, 1, 2, 0, 0, 0, 4))', length=64)
+  modes = [part(row(64), seed * 7919)['tokens'][0] - 260 for seed in range(2000)]
+  share = np.bincount(modes, minlength=3) / 2000
+  np.testing.assert_allclose(share, [0.25, 0.25, 0.5], atol=0.04)
+
+
+def test_the_rest_of_s_is_a_quarter_on_average():
+  part = make(f'ul2(form="encoder_decoder", weights={only(2)})')
+  rest = [len(real(part(row(), s * 7919))) - 2 for s in range(1000)]
+  assert min(rest) >= 1 and max(rest) <= 256 and abs(np.mean(rest) - 128) < 8
+
+
+def test_partitions_are_uniform():
+  """Of 5 = a + b + c with positive parts there are six."""
+  rng = np.random.default_rng(0)
+  seen = [tuple(_spans.parts(5, 3, rng.random(4))) for _ in range(6000)]
+  kinds, counts = np.unique(seen, axis=0, return_counts=True)
+  assert len(kinds) == 6 and (kinds.sum(1) == 5).all() and kinds.min() == 1
+  assert abs(counts / 6000 - 1 / 6).max() < 0.02
+
+
+def test_modes():
+  fixed, none = make('ul2(mode="X")'), make('ul2(mode="")')
+  assert {int(fixed(row(), s)['tokens'][0]) for s in range(20)} == {262}
+  assert all(none(row(), s)['tokens'][0] not in (260, 261, 262) for s in range(20))
+  assert none.sizes[2] == fixed.sizes[2] - 1
+
+
+def test_refusals():
+  for spec, words in (
+    ('ul2(weights=(1, 2))', 'seven numbers'),
+    ('ul2(weights=(0, 0, 0, 0, 0, 0, 0))', 'not all 0'),
+    ('ul2(weights=(1, 1, 1, 1, 1, 1, -1))', 'at least 0'),
+    ('ul2(weights=(1, 1, 1, 1, 1, 1, "x"))', 'seven numbers'),
+    ('ul2(form="decoder")', "'prefix' or 'causal'"),
+    ('ul2(mode="Y")', "'X' or"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      make(spec)
+  with pytest.raises(ValueError, match='has 3 extra ids, 88 are needed'):
+    make(extra=3)
+  with pytest.raises(ValueError, match='has 0 extra ids'):
+    registry.make(
+      'transform', 'ul2()', tokenizer=registry.make('tokenizer', 'bytes()')(), length=9
+    )()
+  with pytest.raises(ValueError, match='no end-of-text id'):
+    tok = registry.make('tokenizer', 'extended(inner=bytes(specials=False), extra=90)')()
+    registry.make('transform', 'ul2()', tokenizer=tok, length=512)()
+  with pytest.raises(ValueError, match='at least 2 tokens'):
+    make(length=1)
+
+
+def resolved(*more):
+  tiny = [
+    ('data.tokenizer', 'extended(extra=20)'),
+    ('data.transforms', 'ul2()'),
+    ('data.mask_documents', 'False'),
+    ('data.length', '32'),
+    ('batch_tokens', '128'),
+    ('model.width', '32'),
+    ('model.depth', '1'),
+  ]
+  return config.resolve(config.load('quickstart', [*tiny, *more]))
+
+
+def test_fields_of_a_run():
+  run = build.build(resolved())
+  assert run.model.length == run.fields['tokens'].shape[0] - 1 > 32
+  assert set(run.fields) == {'tokens', 'segments', 'positions', 'weights', 'prefix'}
+  assert run.batch_shapes()['weights'].dtype == np.float32
+  assert [t.task for t in run.transforms] == [True]
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (('data.mask_documents', 'True'), 'config.data.mask_documents=True: ul2 makes one example'),
+    (('data.tokenizer', 'bytes()'), 'config.data.transforms.*has 0 extra ids'),
+    (('model.blocks.block.mixer', 'gqa(head_dim=32, window=8)'), 'cannot look at a prefix both'),
+    (('model.blocks.block.mixer', 'deltanet(head_dim=32)'), 'cannot look at a prefix both'),
+  ],
+)
+def test_runs_that_are_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    build.build(resolved(change))
+
+
+def test_layout_is_what_rows_are():
+  for form in ('encoder_decoder', 'prefix', 'causal'):
+    part = make(f'ul2(form="{form}")', length=64)
+    laid = fields.of(65, [('ul2', part)], ('source',))
+    for short in (0, 40, 65):
+      out = part(row(64, short=short), 5)
+      assert {k: (s.shape, s.dtype) for k, s in laid.items()} == {
+        k: (np.shape(v), np.asarray(v).dtype) for k, v in out.items()
+      }
+
+
+def test_a_field_that_nobody_makes():
+  with pytest.raises(ValueError, match='reads colour, which no transform makes'):
+    fields.of(8, [], ('colour',))
+  assert set(fields.of(8, [])) == {'tokens', 'segments', 'positions'}
+  assert ul2_lib.SPANS[2] is None
