@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import optax
 
+from lmjax import checks
 from lmjax import config as config_lib
 from lmjax import registry
 from lmjax import train
@@ -154,15 +155,6 @@ def fields_of(length: int, made: Sequence[Transform], objective: registry.Part):
   return fields_lib.of(length, [(t.name, t.fn) for t in made], objective.fact('reads'))
 
 
-def check_fields(fields, model: model_lib.Model):
-  """What rows hold must be honoured by the model."""
-  if 'prefix' in fields:
-    model.require(
-      'prefix',
-      'cannot look at a prefix both ways, which a transform of config.data.transforms asks',
-    )
-
-
 def model_length(fields: dict[str, jax.ShapeDtypeStruct], lookahead: int) -> int:
   """Tokens that the longest of the model's inputs has."""
   encoder = fields.get('encoder_tokens')
@@ -175,7 +167,7 @@ def build(resolved: dict) -> Run:
   """
   c, m, d = resolved, resolved['model'], resolved['data']
   tok = tokenizer(c)
-  rows = batch_rows(c)
+  rows = checks.batch_rows(c)
   vocab = m['vocab'] or tok.vocab_size
   if vocab < tok.vocab_size:
     raise ConfigError(
@@ -189,8 +181,8 @@ def build(resolved: dict) -> Run:
   model = named('model', lambda: model_lib.resolve(m, vocab, model_length(fields, lookahead)))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
-  check_parts(c, model, objective_part)
-  check_fields(fields, model)
+  checks.parts(c, model, objective_part)
+  checks.fields(fields, model)
   objective = named('objective', objective_part)
 
   one = fields_lib.batch(1, fields)
@@ -245,27 +237,6 @@ def build(resolved: dict) -> Run:
   return run
 
 
-def batch_rows(c: dict) -> int:
-  """Rows of a global batch. Raises ConfigError where tokens, rows and micro-batches do not
-  divide.
-  """
-  length, tokens, micro = c['data']['length'], c['batch_tokens'], c['micro_batches']
-  if tokens % length:
-    raise ConfigError(
-      f'config.batch_tokens={tokens} does not divide by config.data.length={length}; '
-      f'the nearest that do are {max(length, tokens // length * length)} and '
-      f'{-(-tokens // length) * length}'
-    )
-  rows = tokens // length
-  if rows % micro:
-    raise ConfigError(
-      f'config.batch_tokens={tokens} is {rows} rows of config.data.length={length}, which do not '
-      'divide into '
-      f'config.micro_batches={micro}'
-    )
-  return rows
-
-
 def chain(c: dict, parts: registry.Chain, objective):
   """The optimizer: a named Optax chain, so that its state is a dictionary by part."""
   for name, part in parts.items():
@@ -312,75 +283,6 @@ def retract(parts: registry.Chain, facts):
       'an average of them that would not follow; one of the two is expected'
     )
   return moved if found else None
-
-
-def check_parts(c: dict, model: model_lib.Model, objective: registry.Part):
-  """What parts cannot do together is refused here, by their facts."""
-  used = {n for s in model.segments for n in s.pattern}
-  idle = [n for n, _ in model.blocks if n not in used]
-  if idle:
-    raise ConfigError(
-      f'config.model.blocks.{idle[0]} is not used by config.model.stack={c["model"]["stack"]!r}'
-    )
-  causal = objective.fact('causal')
-  for name, mixer in model.mixers():
-    if causal is not None and mixer.fact('causal') != causal:
-      need = 'looks only back' if causal else 'looks both ways'
-      raise ConfigError(
-        f'config.model.blocks.{name}.mixer={mixer}: config.objective={c["objective"]!r} needs a '
-        'mixer that '
-        f'{need} (causal={causal})'
-      )
-    if c['data']['mask_documents'] and not mixer.fact('segments'):
-      raise ConfigError(
-        f'config.model.blocks.{name}.mixer={mixer} cannot keep documents apart; choose another or '
-        'set '
-        'config.data.mask_documents=false'
-      )
-  check_rewind(c)
-  if objective.fact('couples') != 'none' and c['micro_batches'] > 1:
-    raise ConfigError(
-      f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples the rows '
-      'of a batch, '
-      'so accumulation would change it; use 1'
-    )
-
-
-def check_rewind(c: dict):
-  """A rewind needs a checkpoint to go back to, and must skip past what it goes back for."""
-  bad, every = c['bad_steps'], c['checkpoint_every']
-  back = bad['rewind'] + bad['limit']
-  if not bad['rewind']:
-    return
-  if bad['skip'] <= back:
-    raise ConfigError(
-      f'config.bad_steps.skip={bad["skip"]}: the bad batches would be met again; more than '
-      f'rewind + limit = {back} is expected'
-    )
-  if not every:
-    raise ConfigError(
-      'config.checkpoint_every=0: config.bad_steps.rewind needs checkpoints to go back to'
-    )
-  if (c['keep_last'] - 1) * every < back:
-    raise ConfigError(
-      f'config.keep_last={c["keep_last"]}: a rewind goes back {back} steps (bad_steps.rewind + '
-      f'limit), which at config.checkpoint_every={every} takes at least {1 - -back // every}'
-    )
-
-
-def check_devices(run: Run, mesh):
-  """Rows must divide over the devices that share the batch."""
-  if mesh is None:
-    return
-  axes = [a for a in shard.RULES['batch'] if a in mesh.shape]
-  n = math.prod(mesh.shape[a] for a in axes)
-  rows = run.rows // run.config['micro_batches']
-  if rows % n:
-    raise ConfigError(
-      f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do '
-      f'not divide over {n} devices, '
-      + ' x '.join(f'config.mesh.{a}={mesh.shape[a]}' for a in axes)
-    )
 
 
 def group(path) -> str:

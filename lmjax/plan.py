@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmjax import build as build_lib
+from lmjax import checks
 from lmjax import flops as flops_lib
 from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
@@ -19,7 +20,7 @@ def piece_bytes(run, tree_of) -> tuple[int, dict[str, int]]:
   mesh = mesh_lib.abstract(run.config['mesh'])
   if mesh is None:
     return build_lib.nbytes(tree_of(run.state_shapes)), {}
-  build_lib.check_devices(run, mesh)
+  checks.devices(run, mesh)
   placed = jax.tree.leaves(tree_of(run.placements(mesh)), is_leaf=build_lib.is_placement)
   shapes = jax.tree.leaves(tree_of(run.state_shapes))
   return sum(math.prod(p.piece) * s.dtype.itemsize for p, s in zip(placed, shapes)), dict(

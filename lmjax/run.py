@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from lmjax import build as build_lib
+from lmjax import checks
 from lmjax import config as config_lib
 from lmjax import exits
 from lmjax import feed as feed_lib
@@ -59,7 +60,7 @@ def train(
     tasks(resolved['eval']['tasks'], 'eval.tasks')  # a missing file is no surprise at the end
     run = build_lib.build(resolved)
     mesh = build_lib.mesh(resolved)
-    build_lib.check_devices(run, mesh)
+    checks.devices(run, mesh)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
       opened, feed = _open(run, path, mesh, force=allow_config_change)
       try:

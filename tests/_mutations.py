@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from lmjax import build
+from lmjax import checks
 from lmjax import config
 from lmjax import kinds
 from lmjax import registry
@@ -73,7 +74,7 @@ def settle(c):
   run = build.build(resolved)
   mesh = mesh_lib.abstract(resolved['mesh'])
   if mesh is not None:
-    build.check_devices(run, mesh)
+    checks.devices(run, mesh)
     run.placements(mesh)
 
 

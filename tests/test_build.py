@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmjax import build
+from lmjax import checks
 from lmjax import config
 from lmjax.parallel import facts as facts_lib
 
@@ -120,7 +121,7 @@ def test_documents_must_be_kept_apart_by_every_mixer_that_is_used():
 
 def test_objectives_that_couple_rows_are_not_accumulated():
   with pytest.raises(
-    build.ConfigError, match='config.micro_batches=2: the loss of .* couples the rows'
+    build.ConfigError, match='config.micro_batches=2: the loss of .* couples all rows'
   ):
     run(('objective', '_blind:Coupled()'), ('micro_batches', '2'))
   run(('objective', '_blind:Coupled()'))
@@ -128,12 +129,12 @@ def test_objectives_that_couple_rows_are_not_accumulated():
 
 def test_rows_must_divide_over_the_devices_that_share_them():
   mesh = jax.make_mesh((4, 2), ('data', 'tensor'))
-  build.check_devices(run(), mesh)
-  build.check_devices(run(), None)
+  checks.devices(run(), mesh)
+  checks.devices(run(), None)
   with pytest.raises(
     build.ConfigError, match='gives 2 rows a micro-batch, which do not divide over 4 devices'
   ):
-    build.check_devices(run(('micro_batches', '4')), mesh)
+    checks.devices(run(('micro_batches', '4')), mesh)
 
 
 def test_moments_of_the_optimizer_have_the_shapes_of_their_parameters():

@@ -24,11 +24,13 @@ from lmjax.kinds.models import Embed as Embed
 from lmjax.kinds.models import Ffn as Ffn
 from lmjax.kinds.models import Init as Init
 from lmjax.kinds.models import Linear as Linear
+from lmjax.kinds.models import Memory as Memory
 from lmjax.kinds.models import Mixer as Mixer
 from lmjax.kinds.models import Norm as Norm
 from lmjax.kinds.models import Outputs as Outputs
 from lmjax.kinds.models import Position as Position
 from lmjax.kinds.models import Residual as Residual
+from lmjax.kinds.models import Text as Text
 from lmjax.kinds.training import Guard as Guard
 from lmjax.kinds.training import Loss as Loss
 from lmjax.kinds.training import Objective as Objective
@@ -36,8 +38,11 @@ from lmjax.kinds.training import Optim as Optim
 from lmjax.kinds.training import Schedule as Schedule
 from lmjax.kinds.use import DecodingRule as DecodingRule
 from lmjax.kinds.use import Eval as Eval
+from lmjax.kinds.use import Inputs as Inputs
 from lmjax.kinds.use import LM as LM
+from lmjax.kinds.use import Quantizer as Quantizer
 from lmjax.kinds.use import Score as Score
+from lmjax.kinds.use import StepFn as StepFn
 
 
 class Unsupported(ValueError):
@@ -60,11 +65,12 @@ KINDS: dict[str, Kind] = {
   'residual': Kind('lmjax.models.residuals', 'a layer: wires norm, mixer, ffn and the carry',
                    context=('mixer', 'ffn', 'norm', 'depth')),
   'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
-                facts=dict(causal=True, segments=False, cache=False, cross=False, window=None,
-                          recurrent=False)),
-  'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)'),
+                facts=dict(causal=True, segments=False, cache=False, cross=False, prefix=False,
+                          window=None, recurrent=False)),
+  'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)',
+              facts=dict(couples='none')),
   'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
-                 context=('ins', 'outs', 'role', 'scheme', 'bias')),
+                 context=('ins', 'outs', 'role', 'scheme', 'bias'), facts=dict(trained=True)),
   'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated, or a bias',
                    context=('length',), facts=dict(relative=False, added=False)),
   'init': Kind('lmjax.models.init', 'initial values and multipliers, from parameter facts',
@@ -72,13 +78,14 @@ KINDS: dict[str, Kind] = {
   'embed': Kind('lmjax.models.embeds', 'tokens -> x, and the unembedding',
                 context=('vocab', 'width', 'dtype'),
                 facts=dict(tied=False)),
-  'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',)),
+  'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',),
+                       facts=dict(stacks=lambda args: {}, encoders=())),
   'cache': Kind('lmjax.models.caches', 'what attention keeps of a text', facts=dict(bounded=False),
                 context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window')),
   # ---- training ----
   'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
                     context=('model', 'tokenizer'),
-                    facts=dict(couples='none', lookahead=0, causal=None)),
+                    facts=dict(couples='none', lookahead=0, causal=None, reads=())),
   'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),
                 facts=dict(needs=(), owns_lr=False, gradient_at=None, retract=None, moments=True)),
   'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
@@ -88,13 +95,16 @@ KINDS: dict[str, Kind] = {
   'source': Kind('lmjax.data.sources', 'documents', context=('tokenizer',),
                  facts=dict(tokens=False, sequential=False)),
   'transform': Kind('lmjax.data.transforms', 'example -> example, pure in (example, seed)',
-                    context=('tokenizer', 'length')),
+                    context=('tokenizer', 'length'), facts=dict(task=False, joins=False)),
   'pack': Kind('lmjax.data.packing', 'documents -> rows, planned over lengths'),
   'mixture': Kind('lmjax.data.mixtures', 'weights of the sources, possibly fed by losses',
                   facts=dict(needs=())),
   'tokenizer': Kind('lmjax.tokenizers', 'text <-> ids', facts=dict(lossless=False)),
   # ---- use ----
-  'decoding': Kind('lmjax.decoding', 'logits -> next tokens'),
+  'decoding': Kind('lmjax.decoding', 'logits -> next tokens',
+                   facts=dict(models=1, rewinds=False)),
   'eval': Kind('lmjax.evals', 'scores a language model'),
+  'quantizer': Kind('lmjax.quantizers', 'a trained matrix -> codes',
+                    facts=dict(calibration=False, outliers=False)),
 }
 # fmt: on

@@ -74,7 +74,12 @@ class Mixer(Protocol):
 
 
 class Ffn(Protocol):
-  """A Linen module: y = f(x) for each position."""
+  """A Linen module: y = f(x) for each position.
+
+  Facts: couples = 'none' (y of a position depends on x of that position alone), or 'micro' (so it
+    is unless `ctx.train`; there it depends on all tokens of the micro-batch, later ones and other
+    rows among them, by way of choices that no gradient follows).
+  """
 
   def __call__(self, x_BTD, ctx: Ctx) -> tuple[jax.Array, Aux]: ...
 
@@ -96,15 +101,24 @@ class Residual(Protocol):
   def leave(self, carry) -> jax.Array:
     """x from the last carry (`nn.nowrap`)."""
 
+  def init_cache(self, kind: Any, batch: int, length: int, width: int, dtype, memory: int) -> Any:
+    """An empty cache for `length` tokens and a memory of `memory` tokens (`nn.nowrap`)."""
+
 
 class Linear(Protocol):
   """A Linen module with fields ins, outs (pairs of axis name and size), role, scheme, bias.
 
   Contracts the last len(ins) axes of x and appends the axes of outs. Made through
   `nn.params.dense`.
+
+  Facts: trained = whether its matrix is learnt; where not, its variables have no first value and
+    come from a quantizer through `stored`.
   """
 
   def __call__(self, x) -> jax.Array: ...
+
+  def stored(self, found: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Variables in `vars` from what `Quantizer.quantize` gives (`nn.nowrap`); optional."""
 
 
 class Embed(Protocol):
@@ -156,7 +170,12 @@ class Outputs(NamedTuple):
 
 
 class Architecture(Protocol):
-  """A Linen module built with `model`, the resolved `models.Model`."""
+  """A Linen module built with `model`, the resolved `models.Model`.
+
+  Facts: stacks = (its arguments -> {name: text}), stacks of layers beside `config.model.stack`, in
+    the same words; `model.stack(name)` is the model with that stack. encoders = which of them read
+    the source: whether they look both ways is theirs, and they are never decoded from.
+  """
 
   def __call__(self, tokens_BT, ctx: Ctx, cache: Any = None) -> Outputs: ...
 

@@ -20,15 +20,29 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-  """Owns its networks. A batch: `tokens`, `segments`, `positions`, int32 (B, T + lookahead).
+  """Owns its networks. A batch: `tokens`, `segments`, `positions`, int32 (B, T + lookahead), and
+  what `data/fields.py` lists.
 
-  Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' or 'global';
+  Collections of variables:
+    params: trained by the optimizer.
+    backward: state of backward passes. Each leaf, floating, enters a `jax.custom_vjp`, and what
+      that returns as its cotangent is the leaf's new value, not a gradient; the step differentiates
+      the loss with respect to it and puts the cotangent in its place. A leaf must be used exactly
+      once in `loss`: cotangents of several uses would be added, and that of none is 0. `loss` reads
+      the collection and returns it as it was.
+    vars, and any other: what a training pass changes, such as running statistics, and returns.
+  All but `params` are the argument `vars`. Each micro-batch of a step begins with what the one
+  before it left; a refused step puts all of them back. Passes other than those of the step itself
+  (train=False, an optimizer's obj_fn and sample_fn) read them, and what they return is dropped.
+
+  Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' (rows of a
+    micro-batch belong together, so that their number is a setting of the method) or 'global';
     lookahead = tokens needed beyond the inputs; causal = the causality demanded of the model, or
-    None.
+    None; reads = fields of the batch that it cannot do without.
   """
 
   def init(self, rng, batch) -> dict[str, Any]:
-    """Variables, boxed with their facts: collection 'params' is trained, all others are `vars`."""
+    """Variables, boxed with their facts: a dictionary of collections."""
 
   def loss(self, params, vars, batch, rng, train: bool = True) -> Loss: ...
 

@@ -21,21 +21,26 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float
 class Model:
   """What an architecture needs to know.
 
-  segments: groups of blocks, scanned over their repeats. blocks: name -> residual part (the layer,
-    holding its mixer, ffn, norm).
+  segments: groups of blocks, scanned over their repeats. stacks: those of further stacks that the
+    architecture has; encoders: which of them read the source. blocks: name -> residual part (the
+    layer, holding its mixer, ffn, norm).
   length: tokens in a row of training data; unroll: layers per step of the scan over layers.
+  init: the part that `scheme` holds built.
   """
 
   width: int
   vocab: int
   length: int
   segments: tuple[specs.Segment, ...]
+  stacks: tuple[tuple[str, tuple[specs.Segment, ...]], ...]
+  encoders: tuple[str, ...]
   blocks: tuple[tuple[str, Part], ...]
   embed: Part
   position: Part
   final_norm: Part | None
   embed_norm: Part | None
   scheme: Scheme
+  init: Part
   dtype: Any
   unroll: int
   remat: str
@@ -46,6 +51,29 @@ class Model:
   def depth(self) -> int:
     return sum(len(s.pattern) * s.repeats for s in self.segments)
 
+  def stack(self, name: str) -> 'Model':
+    """This model with one of its further stacks."""
+    return dataclasses.replace(self, segments=dict(self.stacks)[name], stacks=(), encoders=())
+
+  def sized(self, width: int, length: int) -> 'Model':
+    """This model at another width, with rows of another length; what is made for a width, or for
+    the number of layers, is made anew.
+    """
+    init = made_for(self.init, depth=self.depth, width=width)
+    return dataclasses.replace(
+      self,
+      width=width,
+      length=length,
+      blocks=tuple((n, made_for(b, depth=self.depth)) for n, b in self.blocks),
+      embed=made_for(self.embed, width=width),
+      init=init,
+      scheme=dataclasses.replace(self.scheme, init=init()),
+    )
+
+  def used(self) -> set[str]:
+    """The blocks that any stack uses."""
+    return {n for _, found in (('', self.segments), *self.stacks) for s in found for n in s.pattern}
+
   def block(self, name: str) -> Part:
     return dict(self.blocks)[name]
 
@@ -53,9 +81,11 @@ class Model:
     """The mixer of one kind of block."""
     return dict(self.block(name).context)['mixer']
 
-  def mixers(self) -> list[tuple[str, Part]]:
-    """The mixer of every kind of block that the stack uses."""
-    used = {n for s in self.segments for n in s.pattern}
+  def mixers(self, encoders: bool = False) -> list[tuple[str, Part]]:
+    """The mixer of every kind of block that the stacks use: those that predict, or encoders."""
+    own = [('', self.segments)] if not encoders else []
+    own += [(n, s) for n, s in self.stacks if (n in self.encoders) == encoders]
+    used = {n for _, found in own for s in found for n in s.pattern}
     return [(name, self.mixer(name)) for name, _ in self.blocks if name in used]
 
   def require(self, fact: str, otherwise: str):
@@ -63,6 +93,12 @@ class Model:
     for name, mixer in self.mixers():
       if not mixer.fact(fact):
         raise kinds.Unsupported(f'config.model.blocks.{name}.mixer={mixer} {otherwise}')
+
+
+def made_for(part: Part, **context) -> Part:
+  """The part with these of its context instead, as far as it has them."""
+  own = tuple((k, context[k] if k in context else v) for k, v in part.context)
+  return dataclasses.replace(part, context=own)
 
 
 def positive(**values):
@@ -82,8 +118,8 @@ def dtype(key: str, name: str):
 
 def segments(m: dict) -> tuple[specs.Segment, ...]:
   """The stack: `config.model.stack`, or `config.model.depth` times the only block."""
-  names = list(m['blocks'])
   if not m['stack']:
+    names = list(m['blocks'])
     if len(names) != 1:
       raise ValueError(
         f'config.model.stack is empty: with {len(names)} blocks ({", ".join(names)}) it must say '
@@ -91,9 +127,13 @@ def segments(m: dict) -> tuple[specs.Segment, ...]:
       )
     positive(**{'model.depth': m['depth']})
     return (specs.Segment((names[0],), m['depth']),)
-  where = f'config.model.stack={specs.brief(m["stack"])}'
+  return written(f'config.model.stack={specs.brief(m["stack"])}', m['stack'], list(m['blocks']))
+
+
+def written(where: str, text: str, names: list[str]) -> tuple[specs.Segment, ...]:
+  """A stack in words; ValueError, that begins with `where`."""
   try:
-    found = specs.segments(m['stack'])
+    found = specs.segments(text)
   except specs.SpecError as e:
     raise ValueError(f'{where}: {e}') from None
   for s in found:
@@ -103,10 +143,10 @@ def segments(m: dict) -> tuple[specs.Segment, ...]:
           f'{where}: no block {specs.brief(n)}{nearest(n, names)} config.model.blocks has '
           f'{", ".join(names)}'
         )
-  written = sum(len(s.pattern) for s in found)
-  if written > WRITTEN:  # each is traced and compiled by itself
+  n = sum(len(s.pattern) for s in found)
+  if n > WRITTEN:  # each is traced and compiled by itself
     raise ValueError(
-      f'{where}: {written} blocks are written out, at most {WRITTEN} are accepted; repeat a group, '
+      f'{where}: {n} blocks are written out, at most {WRITTEN} are accepted; repeat a group, '
       'as in (local, full)*3'
     )
   depth = sum(len(s.pattern) * s.repeats for s in found)
@@ -125,10 +165,16 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
   remat.policy(m['remat'])
   stack = segments(m)
   depth = sum(len(s.pattern) * s.repeats for s in stack)
+  further, names = make('architecture', m['architecture']), list(m['blocks'])
+  stacks = {
+    name: written(f'config.model.architecture: {further.name}.{name}={text!r}', text, names)
+    for name, text in further.fact('stacks').items()
+  }
   compute = dtype('model.dtype', m['dtype'])
   position = make('position', m['position'], length=length)
+  init = make('init', m['init'], depth=depth, width=m['width'])
   scheme = Scheme(
-    init=make('init', m['init'], depth=depth, width=m['width'])(),
+    init=init(),
     linear=make('linear', m['linear']),
     position=position(parent=None),
     param_dtype=dtype('model.param_dtype', m['param_dtype']),
@@ -142,12 +188,15 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
     vocab=vocab,
     length=length,
     segments=stack,
+    stacks=tuple(stacks.items()),
+    encoders=further.fact('encoders'),
     blocks=tuple(blocks),
     embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute),
     position=position,
     final_norm=make('norm', m['final_norm']) if m['final_norm'] else None,
     embed_norm=make('norm', m['embed_norm']) if m['embed_norm'] else None,
     scheme=scheme,
+    init=init,
     dtype=compute,
     unroll=m['unroll'],
     remat=m['remat'],

@@ -1,8 +1,9 @@
 """The stack of layers: segments of blocks, each scanned over its repeats.
 
 Parameters of a segment are stacked on the axis `layers` whatever `unroll` is, so that one
-checkpoint serves the scanned and the unrolled form. A shared segment holds one set of weights.
-Depth enters as a scanned input, caches enter and leave with the scan.
+checkpoint serves the scanned and the unrolled form. A shared segment holds one set of weights, and
+variables that are not trained for each repeat: one leaf of `backward` used by all would get the sum
+of their new values. Depth enters as a scanned input, caches enter and leave with the scan.
 """
 
 from typing import Any
@@ -38,13 +39,14 @@ def run(model, x_BTD, ctx, cache=None):
   averaged.
   """
   on, policy = remat_lib.policy(model.remat)
+  each = {'vars': 0, 'backward': 0}  # the collections that every repeat has for itself
   group = nn.remat(Group, policy=policy, prevent_cse=False) if on and cache is None else Group
   first = model.block(model.segments[0].pattern[0])(parent=None)
   carry, offset, caches, reports = first.enter(x_BTD), 0, [], []
   for n, s in enumerate(model.segments):
     lifted = nn.scan(
       group,
-      variable_axes={'vars': 0} if s.shared else {'params': 0, 'vars': 0},
+      variable_axes=each if s.shared else {'params': 0, **each},
       variable_broadcast='params' if s.shared else False,
       split_rngs={'params': not s.shared, 'dropout': True},
       in_axes=(0, 0, nn.broadcast),
@@ -74,12 +76,14 @@ def _combine(reports):
   }
 
 
-def init_cache(model, kind, batch: int, length: int):
-  """Empty caches of every layer, shaped as `run` wants them."""
+def init_cache(model, kind, batch: int, length: int, memory: int = 0):
+  """Empty caches of every layer for `length` tokens and a memory of `memory`, shaped as `run` wants
+  them.
+  """
 
   def one(name):
-    mixer = model.mixer(name)(parent=None)
-    return mixer.init_cache(kind, batch, length, model.width, model.dtype)
+    layer = model.block(name)(parent=None)
+    return layer.init_cache(kind, batch, length, model.width, model.dtype, memory)
 
   def group(s):
     stacked = lambda a: jnp.broadcast_to(a, (s.repeats, *a.shape))

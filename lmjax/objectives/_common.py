@@ -1,5 +1,7 @@
 """What likelihood objectives share: running the model on a batch and summing cross-entropy."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -8,25 +10,48 @@ from lmjax.nn import embedding
 from lmjax.parallel import shard
 
 
-def ctx(segments, positions, train: bool) -> kinds.Ctx:
-  return kinds.Ctx(positions_BT=positions, segments_BT=segments, train=train)
+class Inputs(NamedTuple):
+  """What a model is run on; tokens (B, T), `train` still to be set."""
+
+  tokens_BT: jax.Array
+  ctx: kinds.Ctx
 
 
-def run(model, params, vars, tokens, segments, positions, rng, train: bool):
-  """(outputs, vars after the pass)."""
+def inputs(batch, lookahead: int = 0) -> Inputs:
+  """The model's inputs: all fields of the batch less the tokens ahead."""
+
+  def cut(key):
+    field = batch.get(key)
+    return field[:, :-lookahead] if lookahead and field is not None else field
+
+  source = None
+  if 'encoder_tokens' in batch:
+    source = kinds.Text(*(batch[f'encoder_{k}'] for k in ('tokens', 'positions', 'segments')))
+  ctx = kinds.Ctx(cut('positions'), cut('segments'), prefix_BT=cut('prefix'), source=source)
+  return Inputs(cut('tokens'), ctx)
+
+
+def weighed(weights_BT, batch, lookahead: int = 0):
+  """weights times the batch's own weights of the targets, where it has them."""
+  given = batch.get('weights')
+  return weights_BT if given is None else weights_BT * given[:, lookahead:]
+
+
+def run(model, params, vars, given: Inputs, rng, train: bool):
+  """(outputs, vars after the pass); `backward` is only read, see `kinds.Objective`."""
   rngs = {'dropout': rng} if train else {}
   outputs, new = model.apply(
     {'params': params, **vars},
-    tokens,
-    ctx(segments, positions, train),
-    mutable=list(vars),
+    given.tokens_BT,
+    given.ctx.replace(train=train),
+    mutable=[k for k in vars if k != 'backward'],
     rngs=rngs,
   )
-  return outputs, dict(new)
+  return outputs, {**vars, **new}
 
 
-def init(model, rng, tokens, segments, positions):
-  return model.init({'params': rng, 'dropout': rng}, tokens, ctx(segments, positions, False))
+def init(model, rng, given: Inputs):
+  return model.init({'params': rng, 'dropout': rng}, *given)
 
 
 def cross_entropy(

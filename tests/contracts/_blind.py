@@ -15,9 +15,9 @@ class Blind(gqa.Gqa):
   head_dim: int = 8
 
 
-@register('objective', couples='micro', lookahead=1, causal=True)
+@register('objective', couples='global', lookahead=1, causal=True)
 @dataclasses.dataclass(frozen=True)
 class Coupled(clm.Clm):
-  """Says that its loss depends on which rows stand together."""
+  """Says that its loss depends on all rows of a batch."""
 
   model: Any

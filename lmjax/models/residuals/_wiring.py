@@ -28,6 +28,11 @@ class Layer(nn.Module):
   def leave(self, carry):
     return carry
 
+  @nn.nowrap
+  def init_cache(self, kind, batch, length, width, dtype, memory):
+    del memory
+    return self.mixer(parent=None).init_cache(kind, batch, length, width, dtype)
+
   def mix(self, x_BTD, ctx, cache):
     y, cache, aux = self.mixer(name='mixer')(remat.tag(x_BTD, 'mixer_in'), ctx, cache)
     return remat.tag(y, 'mixer_out'), cache, {f'mixer/{k}': v for k, v in aux.items()}

@@ -1,0 +1,122 @@
+"""What a config may not ask for, found before a device does any work: sizes that do not divide,
+parts that cannot do together what is asked of them.
+"""
+
+import math
+from typing import Any, Mapping
+
+from lmjax import registry
+from lmjax.config import ConfigError
+from lmjax.models import model as model_lib
+from lmjax.parallel import shard
+
+
+def batch_rows(c: dict) -> int:
+  """Rows of a global batch. Raises ConfigError where tokens, rows and micro-batches do not
+  divide.
+  """
+  length, tokens, micro = c['data']['length'], c['batch_tokens'], c['micro_batches']
+  if tokens % length:
+    raise ConfigError(
+      f'config.batch_tokens={tokens} does not divide by config.data.length={length}; '
+      f'the nearest that do are {max(length, tokens // length * length)} and '
+      f'{-(-tokens // length) * length}'
+    )
+  rows = tokens // length
+  if rows % micro:
+    raise ConfigError(
+      f'config.batch_tokens={tokens} is {rows} rows of config.data.length={length}, which do not '
+      'divide into '
+      f'config.micro_batches={micro}'
+    )
+  return rows
+
+
+def fields(row: Mapping[str, Any], model: model_lib.Model):
+  """What rows hold must be honoured by the model."""
+  if 'prefix' in row:
+    model.require(
+      'prefix',
+      'cannot look at a prefix both ways, which a transform of config.data.transforms asks',
+    )
+  if model.encoders and 'encoder_tokens' not in row:
+    raise ConfigError(
+      'config.model.architecture has an encoder, and rows have nothing for it to read; a transform '
+      'that makes it is expected in config.data.transforms, such as ul2(form="encoder_decoder")'
+    )
+  if 'encoder_tokens' in row and not model.encoders:
+    raise ConfigError(
+      'config.data.transforms makes texts for an encoder, and config.model.architecture has none; '
+      'encoder_decoder(...) has'
+    )
+
+
+def parts(c: dict, model: model_lib.Model, objective: registry.Part):
+  """What parts cannot do together is refused here, by their facts."""
+  idle = [n for n, _ in model.blocks if n not in model.used()]
+  if idle:
+    raise ConfigError(
+      f'config.model.blocks.{idle[0]} is not used by config.model.stack={c["model"]["stack"]!r}'
+    )
+  for name, mixer in model.mixers(encoders=True):
+    documents(c, name, mixer)
+  causal = objective.fact('causal')
+  for name, mixer in model.mixers():
+    if causal is not None and mixer.fact('causal') != causal:
+      need = 'looks only back' if causal else 'looks both ways'
+      raise ConfigError(
+        f'config.model.blocks.{name}.mixer={mixer}: config.objective={c["objective"]!r} needs a '
+        f'mixer that {need} (causal={causal})'
+      )
+    documents(c, name, mixer)
+  rewind(c)
+  if objective.fact('couples') == 'global' and c['micro_batches'] > 1:
+    raise ConfigError(
+      f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples all rows '
+      'of a batch, so accumulation would change it; use 1'
+    )
+
+
+def documents(c: dict, name: str, mixer: registry.Part):
+  if c['data']['mask_documents'] and not mixer.fact('segments'):
+    raise ConfigError(
+      f'config.model.blocks.{name}.mixer={mixer} cannot keep documents apart; choose another or '
+      'set config.data.mask_documents=false'
+    )
+
+
+def rewind(c: dict):
+  """A rewind needs a checkpoint to go back to, and must skip past what it goes back for."""
+  bad, every = c['bad_steps'], c['checkpoint_every']
+  back = bad['rewind'] + bad['limit']
+  if not bad['rewind']:
+    return
+  if bad['skip'] <= back:
+    raise ConfigError(
+      f'config.bad_steps.skip={bad["skip"]}: the bad batches would be met again; more than '
+      f'rewind + limit = {back} is expected'
+    )
+  if not every:
+    raise ConfigError(
+      'config.checkpoint_every=0: config.bad_steps.rewind needs checkpoints to go back to'
+    )
+  if (c['keep_last'] - 1) * every < back:
+    raise ConfigError(
+      f'config.keep_last={c["keep_last"]}: a rewind goes back {back} steps (bad_steps.rewind + '
+      f'limit), which at config.checkpoint_every={every} takes at least {1 - -back // every}'
+    )
+
+
+def devices(run: Any, mesh):
+  """Rows must divide over the devices that share the batch."""
+  if mesh is None:
+    return
+  axes = [a for a in shard.RULES['batch'] if a in mesh.shape]
+  n = math.prod(mesh.shape[a] for a in axes)
+  rows = run.rows // run.config['micro_batches']
+  if rows % n:
+    raise ConfigError(
+      f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do '
+      f'not divide over {n} devices, '
+      + ' x '.join(f'config.mesh.{a}={mesh.shape[a]}' for a in axes)
+    )
