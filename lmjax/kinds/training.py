@@ -46,6 +46,11 @@ class Objective(Protocol):
 
   def loss(self, params, vars, batch, rng, train: bool = True) -> Loss: ...
 
+  def places(self, batch, rng) -> Any:
+    """(inputs, targets_BT, weights_BT), for objectives that do something else at the same places;
+    optional.
+    """
+
 
 class Optim(Protocol):
   """`part(...)` returns an Optax transformation whose update is subtracted after scaling by lr.

@@ -17,6 +17,14 @@ class Inputs(NamedTuple):
   ctx: kinds.Ctx
 
 
+class Places(NamedTuple):
+  """What an objective predicts where: inputs, and the target and weight of each place (B, T)."""
+
+  inputs: Inputs
+  targets_BT: jax.Array
+  weights_BT: jax.Array
+
+
 def inputs(batch, lookahead: int = 0) -> Inputs:
   """The model's inputs: all fields of the batch less the tokens ahead."""
 
@@ -100,11 +108,17 @@ def draw(outputs, rng):
 
 
 def finish(loss_sum, sums, rows_B, weights_BT, outputs, vars) -> kinds.Loss:
-  """Adds the parts' own losses, weighted like tokens, and names the metrics."""
+  """The loss of an objective that predicts tokens."""
   weight = jnp.sum(weights_BT)
   metrics = {k: (v, weight) for k, v in sums.items()}
+  rows = rows_B, jnp.sum(weights_BT, axis=-1)
+  return with_aux(loss_sum, weight, metrics, outputs, vars, rows)
+
+
+def with_aux(loss_sum, weight, metrics, outputs, vars, rows) -> kinds.Loss:
+  """Adds the parts' own losses, weighted like tokens, and names the metrics."""
   for key, value in outputs.aux.items():
     metrics[key] = (value * weight, weight)
     if key.startswith('loss/'):
       loss_sum = loss_sum + value * weight
-  return kinds.Loss(loss_sum, weight, metrics, vars, (rows_B, jnp.sum(weights_BT, axis=-1)))
+  return kinds.Loss(loss_sum, weight, metrics, vars, rows)

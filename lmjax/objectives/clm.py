@@ -66,6 +66,11 @@ class Clm:
     total, _, rows_B = _common.cross_entropy(outputs, labels_BT, w_BT)
     return kinds.Loss(total, jnp.sum(w_BT), {}, vars, (rows_B, jnp.sum(w_BT, axis=-1)))
 
+  def places(self, batch, rng) -> _common.Places:
+    """Which places carry which targets; nothing is drawn."""
+    del rng
+    return _common.Places(_common.inputs(batch, 1), batch['tokens'][:, 1:], self.weights(batch))
+
   @staticmethod
   def weights(batch):
     """1, or the batch's own weight of the target, where a token has a successor in its document:

@@ -63,11 +63,15 @@ class Mlm:
     )
     return jnp.where(chosen, new, tokens), chosen.astype(jnp.float32)
 
+  def places(self, batch, rng) -> _common.Places:
+    """The corrupted inputs, and which places carry which targets."""
+    tokens, w_BT = self.corrupt(batch['tokens'], batch['segments'], rng)
+    w_BT = _common.weighed(w_BT, batch)
+    return _common.Places(_common.inputs(batch)._replace(tokens_BT=tokens), batch['tokens'], w_BT)
+
   def loss(self, params, vars, batch, rng, train: bool = True) -> kinds.Loss:
     hide, drop = jax.random.split(rng)
-    tokens, w_BT = self.corrupt(batch['tokens'], batch['segments'], hide)
-    w_BT = _common.weighed(w_BT, batch)
-    given = _common.inputs(batch)._replace(tokens_BT=tokens)
+    given, targets_BT, w_BT = self.places(batch, hide)
     outputs, vars = _common.run(self.model, params, vars, given, drop, train)
-    total, sums, rows_B = _common.cross_entropy(outputs, batch['tokens'], w_BT)
+    total, sums, rows_B = _common.cross_entropy(outputs, targets_BT, w_BT)
     return _common.finish(total, sums, rows_B, w_BT, outputs, vars)

@@ -125,7 +125,7 @@ def instance(spec):
 
 def test_no_part_is_missing():
   assert not _table.uncovered('residual')
-  assert set(EQUATIONS) == {_table.name(s) for s in GROWTH} == set(registry.names('residual'))
+  assert set(EQUATIONS) == {_table.name(s) for s in GROWTH} == set(_table.alone('residual'))
 
 
 def layer_norm(x, p):
