@@ -20,6 +20,7 @@ from lmjax import groups
 from lmjax import registry
 from lmjax import specs
 from lmjax.groups import ConfigError, flat
+from lmjax.leaves import kind_of, RANGES, surgery
 from lmjax.registry import nearest
 
 BLOCK_PARTS = ('mixer', 'ffn', 'norm', 'residual')
@@ -39,7 +40,8 @@ def default() -> ConfigDict:
   c.optim = 'clip(norm=1.0) | adam(b2=0.95) | decay(rate=0.1)'
   c.schedule = 'cosine()'
   c.guard = ''  # refuses updates beyond those that are not finite, e.g. 'spikes()'
-  c.init_from = ''  # run directory (or run/checkpoints/STEP) whose parameters start this run
+  # A run directory (or run/checkpoints/STEP) whose parameters start this run, or a surgery of one.
+  c.init_from = ''
 
   c.model = model()
   c.data = data()
@@ -136,66 +138,6 @@ def block() -> ConfigDict:
   )
 
 
-# Which leaves are specs: pattern -> (kind, form). `?` marks a leaf that may be empty.
-SPECS = {
-  'model.architecture': ('architecture', 'one'),
-  'model.embed': ('embed', 'one'),
-  'model.position': ('position', 'one'),
-  'model.embed_norm': ('norm', 'one?'),
-  'model.final_norm': ('norm', 'one?'),
-  'model.init': ('init', 'one'),
-  'model.linear': ('linear', 'one'),
-  'model.blocks.*.mixer': ('mixer', 'one'),
-  'model.blocks.*.ffn': ('ffn', 'one'),
-  'model.blocks.*.norm': ('norm', 'one'),
-  'model.blocks.*.residual': ('residual', 'one'),
-  'objective': ('objective', 'one'),
-  'optim': ('optim', 'chain'),
-  'schedule': ('schedule', 'one'),
-  'guard': ('guard', 'one?'),
-  'data.train': ('source', 'sum'),
-  'data.valid': ('source', 'sum?'),
-  'data.tokenizer': ('tokenizer', 'one'),
-  'data.pack': ('pack', 'one'),
-  'data.transforms': ('transform', 'chain?'),
-  'data.mixture': ('mixture', 'one'),
-  'eval.tasks': ('eval', 'chain?'),
-  'sample.rule': ('decoding', 'chain'),
-}
-
-# Quantities: pattern -> (smallest, largest) accepted.
-RANGES = {
-  'seed': (0, 2**31 - 1),
-  'steps': (1, None),
-  'batch_tokens': (1, None),
-  'micro_batches': (1, None),
-  'peak_lr': (0, None),
-  'bad_steps.limit': (1, None),
-  'bad_steps.rewind': (0, None),
-  'bad_steps.skip': (1, None),
-  'bad_steps.times': (0, None),
-  'recompute_every': (0, None),
-  'watchdog.seconds': (0, None),
-  'save_retries': (0, None),
-  'log_every': (1, None),
-  'checkpoint_every': (0, None),
-  'keep_last': (1, None),
-  'keep_every': (0, None),
-  'data.length': (1, None),
-  'data.threads': (1, 256),
-  'data.prefetch': (1, 10_000),
-  'eval.every': (0, None),
-  'eval.batches': (0, None),
-  'sample.every': (0, None),
-  'sample.tokens': (0, 100_000),
-  'model.vocab': (0, None),
-  'model.width': (1, None),
-  'model.depth': (1, 10_000),
-  'model.unroll': (1, None),
-  'model.cap': (0, None),
-  'model.dropout': (0, 1),
-}
-
 # What neither changes tokens nor mathematics.
 OUTSIDE_FINGERPRINT = (
   'mesh.*',
@@ -276,14 +218,6 @@ def load(path: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
   return config.lock()
 
 
-def kind_of(key: str) -> tuple[str, str] | None:
-  """(kind, form) of a spec leaf, or None."""
-  for pattern, found in SPECS.items():
-    if fnmatch.fnmatchcase(key, pattern):
-      return found
-  return None
-
-
 def resolve(config) -> dict[str, Any]:
   """A plain nested dict: quantities checked, every spec checked and written with all its defaults.
 
@@ -307,7 +241,8 @@ def refuse_code(config, where: str):
   module. Reads the specs alone; for a config of unknown origin, before `resolve`.
   """
   for key, value in flat(groups.plain(config)).items():
-    if kind_of(key) is None or not isinstance(value, str) or not value.strip():
+    names = kind_of(key) is not None or key == 'init_from' and '(' in str(value)
+    if not names or not isinstance(value, str) or not value.strip():
       continue
     try:
       found = specs.outside(value)
@@ -328,6 +263,12 @@ def _set(tree, key, value):
 
 
 def _resolved(key: str, value):
+  if key == 'init_from' and isinstance(value, str):
+    try:
+      part = surgery(value)
+    except specs.SpecError as e:
+      raise ConfigError(f'config.init_from={specs.brief(value)}: {e}') from None
+    return value if part is None else str(part)
   found = kind_of(key)
   if found is None:
     return _ranged(key, value)

@@ -8,6 +8,7 @@ import jax
 
 from lmjax import build as build_lib
 from lmjax import config as config_lib
+from lmjax import kinds
 from lmjax import progress
 from lmjax import rundir
 from lmjax import specs
@@ -99,7 +100,7 @@ class Restorer:
       return state
     state = run.init(jax.random.fold_in(jax.random.key(run.config['seed']), 0))
     if run.config['init_from']:
-      state = state.replace(**parameters_from(run, run.config['init_from']))
+      state = begin(run, state)
     return state
 
   def _skip(self, ranges, step: int) -> None:
@@ -129,14 +130,47 @@ def abstract_state(run: build_lib.Run):
   )
 
 
-def parameters_from(run: build_lib.Run, source: str) -> dict[str, Any]:
-  """{'params', 'vars'} of another run's best-known checkpoint, placed like this run's. Shapes must
-  agree.
+def begun_from(run: build_lib.Run) -> str:
+  """The run directory, or checkpoint, that `config.init_from` names."""
+  part = config_lib.surgery(run.config['init_from'])
+  return run.config['init_from'] if part is None else part().run
+
+
+def begin(run: build_lib.Run, state: Any) -> Any:
+  """This run's first state with the variables of another run's best-known checkpoint, placed like
+  its own; through a surgery, where `config.init_from` names one, else shapes must agree.
   """
+  part, source = config_lib.surgery(run.config['init_from']), begun_from(run)
+  where, full = f'config.init_from={run.config["init_from"]}', abstract_state(run)
   reader, step = find_checkpoint(source, 'config.init_from: ')
-  full = abstract_state(run)
   found = reader.restore_params(step, only=('params', 'vars'))
-  return fitted(found, dict(params=full.params, vars=full.vars), f'config.init_from={source}')
+  if part is None:
+    return state.replace(**fitted(found, dict(params=full.params, vars=full.vars), where))
+  theirs = built(source)
+  old = kinds.Stage(theirs.config, theirs.model, dict(params=found['params'], **found['vars']))
+  new = kinds.Stage(run.config, run.model, dict(params=state.params, **state.vars))
+  operate, rng = part(), jax.random.fold_in(jax.random.key(run.config['seed']), 2)
+  try:
+    variables = dict(operate(old, new, rng))
+    opt = state.opt
+    if hasattr(operate, 'optimizer'):
+      old_opt = reader.restore_params(step, only=('opt',))['opt']
+      opt = operate.optimizer(old, new, old_opt, state.opt, rng)
+  except (ValueError, KeyError) as e:
+    raise ValueError(f'{where}: {e.args[0] if e.args else e}') from e
+  found = dict(params=variables.pop('params'), vars=variables)
+  made = fitted(found, dict(params=full.params, vars=full.vars), where)
+  put = lambda a, like: jax.device_put(a.astype(like.dtype), like.sharding)
+  return state.replace(**made, opt=jax.tree.map(put, opt, full.opt))
+
+
+def built(source: str) -> build_lib.Run:
+  """The run of a run directory, or of one of its checkpoints. Raises ValueError."""
+  path = pathlib.Path(source).expanduser().resolve()
+  folder = next((p for p in (path, *path.parents[:2]) if (p / 'config.json').is_file()), path)
+  config = rundir.read_config(folder)
+  config_lib.refuse_code(config, f'{folder}/config.json')
+  return build_lib.build(config_lib.resolve(config))
 
 
 def fitted(found: dict, like: dict, where: str) -> dict[str, Any]:

@@ -226,15 +226,15 @@ MUTATIONS = (
   ('config.py', "'mesh.*',", '', K + 'config.py'),
   ('overrides.py', 'if not number.is_integer():', 'if False:', K + 'config.py'),
   (
-    'build.py',
+    'checks.py',
     "if causal is not None and mixer.fact('causal') != causal:",
     'if False:',
     K + 'build.py',
   ),
   (
-    'build.py',
-    "if objective.fact('couples') != 'none'",
-    "if objective.fact('couples') == 'none'",
+    'checks.py',
+    "if objective.fact('couples') == 'global'",
+    "if objective.fact('couples') == 'micro'",
     K + 'build.py',
   ),
   (

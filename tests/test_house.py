@@ -111,7 +111,6 @@ def test_nothing_in_the_house_imports_configs_experiments_or_tests():
 # Part names that are ordinary words of the core too: file -> words that it may compare with, each
 # for what it means there.
 ORDINARY = {
-  'lmjax.build': {'none'},  # the fact `couples`
   'lmjax.kinds': {'linear'},  # a kind
   'lmjax.parallel.remat': {'none', 'full'},  # policies
   'lmjax.tracking': {'text'},  # a sort of record

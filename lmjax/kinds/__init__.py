@@ -36,6 +36,8 @@ from lmjax.kinds.training import Loss as Loss
 from lmjax.kinds.training import Objective as Objective
 from lmjax.kinds.training import Optim as Optim
 from lmjax.kinds.training import Schedule as Schedule
+from lmjax.kinds.training import Stage as Stage
+from lmjax.kinds.training import Surgery as Surgery
 from lmjax.kinds.use import DecodingRule as DecodingRule
 from lmjax.kinds.use import Eval as Eval
 from lmjax.kinds.use import Inputs as Inputs
@@ -91,6 +93,7 @@ KINDS: dict[str, Kind] = {
   'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
                    facts=dict(extendable=False)),
   'guard': Kind('lmjax.guards', 'refuses the updates of bad steps'),
+  'surgery': Kind('lmjax.surgery', "another run's variables -> this run's"),
   # ---- data ----
   'source': Kind('lmjax.data.sources', 'documents', context=('tokenizer',),
                  facts=dict(tokens=False, sequential=False)),

@@ -79,3 +79,28 @@ class Guard(Protocol):
 
   def judge(self, state, loss, grad_norm) -> tuple[jax.Array, Any]:
     """(whether the update may be made, the new state)."""
+
+
+class Stage(NamedTuple):
+  """A run as surgery sees it: its resolved config and model, and variables by collection."""
+
+  config: dict[str, Any]
+  model: Any
+  variables: dict[str, Any]
+
+
+class Surgery(Protocol):
+  """`config.init_from='part(run="DIR", ...)'`: a run that begins from what another one learnt.
+
+  The part has a field `run`, the run directory (or one of its checkpoints) to begin from.
+  """
+
+  run: str
+
+  def __call__(self, old: Stage, new: Stage, rng) -> dict[str, Any]:
+    """This run's variables by collection; `new` has its initial ones. Shapes are checked behind it.
+    Raises ValueError for two runs that it does not suit.
+    """
+
+  def optimizer(self, old: Stage, new: Stage, old_opt: Any, new_opt: Any, rng) -> Any:
+    """This run's optimizer state; optional: without it the optimizer begins anew."""

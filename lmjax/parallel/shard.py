@@ -25,7 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'vocab': ('tensor',),
   'position': (),
   'layers': (),
-  'expert': ('expert',),
+  'expert': ('data',),
 }
 GATHERED = ('embed',)
 

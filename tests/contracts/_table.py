@@ -31,6 +31,9 @@ SPECS: dict[str, tuple[str, ...]] = {
     'layer_norm(scale=False, bias=False)',
     'pre_crmsnorm()',
     'pre_crmsnorm(scale=True, eps=0.5)',
+    'power_norm()',
+    'power_norm(groups=3, eps=0.5, bias=False)',
+    'power_norm(groups=0, scale=False, variant="batch")',
   ),
   'residual': (
     'pre()',
@@ -72,8 +75,19 @@ SPECS: dict[str, tuple[str, ...]] = {
     'swiglu(multiple_of=32)',
     'squared_relu()',
     'squared_relu(bias=True)',
+    'base_layers(experts=3)',
+    'base_layers(experts=4, hidden=24, sublayers=2, bias=True)',
   ),
-  'linear': ('dense()', 'low_rank(rank=4)', 'low_rank(rank=2, alpha=3.0)'),
+  'linear': (
+    'dense()',
+    'low_rank(rank=4)',
+    'low_rank(rank=2, alpha=3.0)',
+    'quantized(bits=8, symmetric=True)',
+    'quantized(bits=4, group=3)',
+    'quantized(bits=2, per="tensor")',
+    'int8(tau=0.0)',
+    'int8(tau=0.0, scaling="tensor")',
+  ),
   'position': (
     'rope()',
     'rope(pairs="interleaved")',
@@ -109,7 +123,32 @@ SPECS: dict[str, tuple[str, ...]] = {
   ),
   'architecture': ('transformer()',),
   'cache': ('full()', 'window()'),
-  'objective': ('clm()', 'clm(z_loss=0.01)', 'clm(label_smoothing=0.2)', 'mlm(rate=0.4)'),
+  'quantizer': (
+    'rtn(bits=8)',
+    'rtn(bits=4, group=8, symmetric=True)',
+    'rtn(bits=2, group=4, clip=True)',
+    'rtn(bits=5, per="tensor")',
+    'gptq(bits=4)',
+    'gptq(bits=3, group=8, act_order=True, symmetric=True)',
+    'llm_int8()',
+    'llm_int8(tau=None, scaling="row")',
+    'llm_int8(keep=3)',
+  ),
+  'objective': (
+    'clm()',
+    'clm(z_loss=0.01)',
+    'clm(label_smoothing=0.2)',
+    'mlm(rate=0.4)',
+    'headless_cwt()',
+    'headless_cwt(inner=mlm(rate=0.4), block=4)',
+  ),
+}
+
+# Parts that need an encoder; see test_encoder_decoder.py.
+WITH_MEMORY = {
+  'mixer': ('cross_attention(head_dim=8)',),
+  'residual': ('pre_cross(cross=cross_attention(head_dim=8))',),
+  'architecture': ('encoder_decoder(encoder="block*2")',),
 }
 
 
@@ -117,9 +156,15 @@ def name(spec: str) -> str:
   return specs.call(spec).name
 
 
+def alone(kind: str) -> set[str]:
+  """Registered parts that need no encoder."""
+  return set(registry.names(kind)) - {name(s) for s in WITH_MEMORY.get(kind, ())}
+
+
 def uncovered(kind: str) -> set[str]:
   """Registered parts without a row, and rows without a part."""
-  return set(registry.names(kind)) ^ {name(s) for s in SPECS[kind]}
+  rows = (*SPECS[kind], *WITH_MEMORY.get(kind, ()))
+  return set(registry.names(kind)) ^ {name(s) for s in rows}
 
 
 def arguments(kind: str, spec: str) -> dict:
@@ -230,6 +275,7 @@ def settings(**changes) -> dict:
 @functools.cache
 def model(length=STEPS, vocab=VOCAB, architecture='transformer()', **changes):
   """The architecture of a small model, made as `build` makes it."""
+  changes = {'architecture': architecture, **changes}
   resolved = model_lib.resolve(settings(**changes), vocab, length)
   return registry.make('architecture', architecture, model=resolved)()
 

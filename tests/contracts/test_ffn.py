@@ -39,7 +39,22 @@ def squared_relu(x, p, a):
   return linear(np.maximum(linear(x, p['up']), 0) ** 2, p['down'])
 
 
-REFERENCES = dict(gelu=gelu, swiglu=swiglu, squared_relu=squared_relu)
+def base_layers(x, p, a):
+  """Token by token, the expert of the highest score."""
+  out = np.zeros_like(x)
+  for t in np.ndindex(x.shape[:-1]):
+    scores = x[t] @ p['centroids']
+    e, z = np.argmax(scores), x[t]
+    for i in range(a['sublayers']):
+      w = {k: p[f'{k}_{i}'][e] for k in ('scale', 'up', 'down')}
+      b = {k: p[f'{k}_{i}'][e] if a['bias'] else 0.0 for k in ('shift', 'up_bias', 'down_bias')}
+      h = (z - z.mean()) / np.sqrt(z.var() + 1e-5) * w['scale'] + b['shift']
+      z = z + np.maximum(h @ w['up'] + b['up_bias'], 0) @ w['down'] + b['down_bias']
+    out[t] = (z - x[t]) / (1 + np.exp(-scores[e]))
+  return out
+
+
+REFERENCES = dict(gelu=gelu, swiglu=swiglu, squared_relu=squared_relu, base_layers=base_layers)
 HIDDEN = {  # at width 12
   'gelu()': 48,
   'gelu(approximate=False, bias=True)': 48,
@@ -49,6 +64,8 @@ HIDDEN = {  # at width 12
   'swiglu(multiple_of=32)': 32,
   'squared_relu()': 48,
   'squared_relu(bias=True)': 48,
+  'base_layers(experts=3)': 48,
+  'base_layers(experts=4, hidden=24, sublayers=2, bias=True)': 24,
 }
 
 
@@ -95,16 +112,16 @@ def test_gradient_equals_finite_differences_of_the_reference(spec):
   )
   f = REFERENCES[_table.name(spec)]
   _table.close(grads[0], _table.slope(lambda z: np.sum(f(z, p, a) * c64), x64), 1e-4)
-  for name in p:  # one column of each matrix
+  leaves, tree = jax.tree.flatten(p)
+  for i, got in enumerate(jax.tree.leaves(grads[1]['params'])):  # one column of each
 
-    def total(w, name=name):
-      kernel = p[name]['kernel'].copy()
-      kernel[:, 0] = w
-      return np.sum(f(x64, {**p, name: {**p[name], 'kernel': kernel}}, a) * c64)
+    def total(w, i=i):
+      changed = leaves[i].copy()
+      changed[..., 0] = w
+      moved = jax.tree.unflatten(tree, [*leaves[:i], changed, *leaves[i + 1 :]])
+      return np.sum(f(x64, moved, a) * c64)
 
-    _table.close(
-      grads[1]['params'][name]['kernel'][:, 0], _table.slope(total, p[name]['kernel'][:, 0]), 1e-4
-    )
+    _table.close(got[..., 0], _table.slope(total, leaves[i][..., 0]), 1e-4)
 
 
 @each
@@ -118,17 +135,35 @@ def test_no_position_sees_another(spec):
 
 
 @each
+def test_in_training_a_position_sees_others_where_the_part_says_so(spec):
+  module, _, variables = instance(spec)
+
+  @jax.jit
+  def one(x):
+    ctx = _table.ctx(train=True)
+    return module.apply(variables, x, ctx, rngs={'dropout': jax.random.key(0)})[0][0, 2]
+
+  x = _table.normal(2, 5, WIDTH, seed=1)
+  alike = lambda s: x[0, 2] + _table.normal(2, 5, WIDTH, seed=s, scale=0.1)  # what wants the same
+  found = [one(alike(s).at[0, 2].set(x[0, 2])) for s in range(2, 8)]
+  seen = any(np.max(np.abs(y - found[0])) > 1e-5 for y in found)
+  assert seen == (registry.make('ffn', spec).fact('couples') != 'none')
+
+
+@each
 def test_hidden_size_and_facts(spec):
-  boxed = instance(spec)[1]['params']
-  assert boxed['up']['kernel'].value.shape == (WIDTH, HIDDEN[spec])
-  assert boxed['down']['kernel'].value.shape == (HIDDEN[spec], WIDTH)
-  assert (
-    boxed['down']['kernel'].fact.role == 'residual' and boxed['up']['kernel'].fact.role == 'hidden'
-  )
-  leaves = _table.check_facts({'params': boxed})
+  leaves = _table.check_facts({'params': instance(spec)[1]['params']})
   assert any(l.fact.role == 'bias' for l in leaves) == _table.arguments('ffn', spec)['bias']
+  sizes = {'embed': WIDTH, 'width': WIDTH, 'mlp': HIDDEN[spec]}
+  roles = set()
   for leaf in leaves:
-    assert set(leaf.fact.names) <= {'embed', 'mlp'}
+    assert set(leaf.fact.names) <= {'embed', 'mlp', 'width', 'expert', None}
+    for name, size in zip(leaf.fact.names, leaf.value.shape):
+      assert size == sizes.get(name, size), leaf.fact
+    if leaf.fact.is_matrix and 'mlp' in leaf.fact.names:
+      roles.add((leaf.fact.inputs, leaf.fact.role))
+  width = 'width' if any('expert' in l.fact.names for l in leaves) else 'embed'
+  assert roles == {((width,), 'hidden'), (('mlp',), 'residual')}
 
 
 @each

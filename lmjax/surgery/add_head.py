@@ -1,0 +1,34 @@
+"""A headless model gets an output matrix: a copy of its embedding, trained apart from then on.
+
+  unembed = table;  all else as it was
+
+For runs that begin from an objective without a head (`headless_cwt`) or with a tied one: this run's
+`config.model.embed` is `untied(...)` of as many rows. Godey et al., 2023 (arXiv:2309.08351,
+section 5.3), who then fine-tune the whole model for 10,000 steps; the part `train_only` of the
+optimizer trains the matrix alone (a probe).
+"""
+
+import dataclasses
+from typing import Any
+
+from lmjax.registry import register
+
+
+@register('surgery')
+@dataclasses.dataclass(frozen=True)
+class AddHead:
+  """The table, twice."""
+
+  run: str
+
+  def __call__(self, old, new, rng) -> dict[str, Any]:
+    del rng
+    embed, wanted = old.variables['params']['embed'], new.variables['params']['embed']
+    if 'table' not in embed or set(wanted) != {'table', 'unembed'} or 'unembed' in embed:
+      raise ValueError(
+        f'add_head: config.model.embed={old.config["model"]["embed"]} of {self.run} and '
+        f'{new.config["model"]["embed"]} here: one table there, as of tied(), and a matrix of its '
+        'own here, as of untied(), are expected'
+      )
+    grown = {'table': embed['table'], 'unembed': embed['table']}
+    return {**old.variables, 'params': {**old.variables['params'], 'embed': grown}}

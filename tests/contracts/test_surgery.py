@@ -1,0 +1,104 @@
+"""The contract of surgeries: a run begins with what another one learnt, as the surgery says,
+through the command line; bad input is refused before anything is written.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from lmjax import build
+from lmjax import config
+from lmjax import main as main_lib
+from lmjax import registry
+from lmjax import restore
+from lmjax.checkpoint import Checkpointer
+
+TINY = [
+  '--config=quickstart',
+  '--config.model.width=16',
+  '--config.model.depth=2',
+  '--config.model.mixer.head_dim=8',
+  '--config.data.length=16',
+  '--config.batch_tokens=64',
+  '--config.data.valid=',
+  '--config.steps=2',
+  '--config.sample.tokens=0',
+  '--config.tensorboard=false',
+  '--config.report=false',
+]
+
+
+def run(workdir, *more):
+  return main_lib.main([*TINY, f'--workdir={workdir}', *more])
+
+
+def params(workdir, step=2):
+  return Checkpointer(workdir / 'checkpoints').restore_params(step, only=('params',))['params']
+
+
+@pytest.fixture(scope='module')
+def headless(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run') / 'headless'
+  assert run(workdir, '--config.objective=headless_cwt()') == 0
+  return workdir
+
+
+UNTIED = '--config.model.embed=untied()'
+
+
+def test_a_head_is_a_copy_of_the_table_and_can_be_trained_alone(headless, tmp_path):
+  begin = f'--config.init_from=add_head(run="{headless}")'
+  only = '--config.optim=adam() | decay(rate=0.1) | train_only(names="embed/unembed")'
+  assert run(tmp_path / 'w', begin, UNTIED, only, '--config.peak_lr=0.01') == 0
+  before, after = params(headless), params(tmp_path / 'w')
+  assert np.abs(after['embed'].pop('unembed') - before['embed']['table']).max() > 1e-4
+  flat = lambda tree: config.flat(tree)
+  assert flat(after).keys() == flat(before).keys()
+  for key, value in flat(after).items():
+    np.testing.assert_array_equal(value, flat(before)[key], err_msg=key)
+  written = json.loads((tmp_path / 'w' / 'config.json').read_text())['init_from']
+  assert written == f"add_head(run='{headless}')"
+  assert run(tmp_path / 'w', begin, UNTIED, only, '--config.peak_lr=0.01') == 0, 'a resume'
+  assert restore.built(str(headless / 'checkpoints' / '2')).config['objective'].startswith('headl')
+
+
+@pytest.mark.parametrize(
+  'spec, embed, words',
+  [
+    ('add_head(run="{}")', 'tied()', 'a matrix of its own here, as of untied'),
+    ('add_head(run="{}/none")', 'untied()', 'none: no such directory'),
+    ('add_hed(run="{}")', 'untied()', "did you mean 'add_head'"),
+    ('add_head()', 'untied()', "needs the argument 'run'"),
+    ('add_head(run="{}", runs=1)', 'untied()', "did you mean 'run'"),
+    ('add_head(run="{}") | add_head(run="x")', 'untied()', 'init_from'),
+  ],
+)
+def test_what_is_refused(headless, tmp_path, capsys, spec, embed, words):
+  begin = f'--config.init_from={spec.format(headless)}'
+  assert run(tmp_path / 'w', begin, f'--config.model.embed={embed}') == 2
+  said = capsys.readouterr().err
+  assert words in said and 'Traceback' not in said, said
+  assert not (tmp_path / 'w' / 'checkpoints').exists()
+
+
+def test_a_directory_is_still_a_directory(tmp_path):
+  for name in ('runs/a', 'runs/a(1)', '/x/y', 'gs://b/c', './add_head(1)', ''):
+    assert config.surgery(name) is None
+  assert config.surgery(' add_head(run="runs/a")').name == 'add_head'
+
+
+def test_code_of_unknown_origin_is_not_imported():
+  c = config.load('quickstart', []).to_dict()
+  c['init_from'] = 'somewhere.else:Part(run="x")'
+  with pytest.raises(config.ConfigError, match='config.init_from=.*would import code of somewhere'):
+    config.refuse_code(c, 'config.json')
+  c['init_from'] = 'runs/a'
+  config.refuse_code(c, 'config.json')
+
+
+def test_train_only_names_what_it_does_not_find():
+  changes = [('optim', 'adam() | train_only(names="embed/table, segment_1/*")')]
+  with pytest.raises(config.ConfigError, match="no parameter matches 'segment_1/\\*'"):
+    build.build(config.resolve(config.load('quickstart', changes)))
+  assert registry.make('optim', 'train_only(names="x")').fact('moments') is False
