@@ -75,6 +75,11 @@ class Run:
     """Tokens in a row of data, before transforms."""
     return self.config['data']['length']
 
+  def network(self, params, vars) -> tuple[Any, Any]:
+    """(params, vars) as the architecture takes them: those of the network that is kept."""
+    own = getattr(self.objective, 'variables', None)
+    return (params, vars) if own is None else own(params, vars)
+
   def batch_shapes(self):
     """The abstract global batch."""
     return fields_lib.batch(self.rows, self.fields)

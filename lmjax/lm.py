@@ -83,7 +83,7 @@ class LM:
     bos: whether the prefix also stands before every context, as for models trained with `data.bos`.
     batch_tokens: padded tokens in a batch; no result depends on it beyond rounding.
 
-  Raises kinds.Unsupported for a model that looks ahead, which has no likelihood of this kind.
+  Log-likelihoods of a model that looks ahead raise kinds.Unsupported: it has none of this kind.
   """
 
   def __init__(
@@ -97,7 +97,6 @@ class LM:
     bos: bool = False,
     batch_tokens: int = BATCH_TOKENS,
   ):
-    architecture.model.require('causal', 'looks ahead: evals by log-likelihood need a causal model')
     if length < 2:
       raise ValueError(f'length={length}: at least 2 tokens are expected')
     named = {'bos': tokenizer.bos, 'eos': tokenizer.eos}
@@ -223,6 +222,9 @@ class LM:
     self, windows: Sequence[Window], owners: int
   ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Scores of each owner's windows, joined in their order."""
+    self.architecture.model.require(
+      'causal', 'looks ahead: evals by log-likelihood need a causal model'
+    )
     logp = [np.zeros(0)] * len(windows)
     right = [np.zeros(0, bool)] * len(windows)
     buckets: dict[int, list[int]] = {}

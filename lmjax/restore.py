@@ -147,8 +147,10 @@ def begin(run: build_lib.Run, state: Any) -> Any:
   if part is None:
     return state.replace(**fitted(found, dict(params=full.params, vars=full.vars), where))
   theirs = built(source)
-  old = kinds.Stage(theirs.config, theirs.model, dict(params=found['params'], **found['vars']))
-  new = kinds.Stage(run.config, run.model, dict(params=state.params, **state.vars))
+  stage = lambda r, params, vars: kinds.Stage(
+    r.config, r.model, r.network, dict(params=params, **vars)
+  )
+  old, new = stage(theirs, **found), stage(run, state.params, state.vars)
   operate, rng = part(), jax.random.fold_in(jax.random.key(run.config['seed']), 2)
   try:
     variables = dict(operate(old, new, rng))

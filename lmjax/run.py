@@ -187,6 +187,12 @@ def language_model(run: build_lib.Run, params, vars):
   from lmjax import lm
 
   d, tok = run.config['data'], run.tokenizer
+  if run.model.encoders:
+    raise ValueError(
+      f'config.model.architecture={run.config["model"]["architecture"]} reads a source, and evals '
+      'have none for it'
+    )
+  params, vars = run.network(params, vars)
   prefix = tok.bos if d['bos'] else tok.eos if d['eos'] and not d['mask_documents'] else None
   return lm.LM(
     run.architecture,
@@ -239,7 +245,7 @@ def score(run, params, vars, parts: dict[str, Any], tracker, step: int):
 
 def sampler(run: build_lib.Run):
   """(params, vars, step) -> text, or None where the model cannot be sampled from token by token."""
-  if not all(mixer.fact('cache') for _, mixer in run.model.mixers()):
+  if run.model.encoders or not all(mixer.fact('cache') for _, mixer in run.model.mixers()):
     return None
 
   def sample(params, vars, step: int) -> str:

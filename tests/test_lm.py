@@ -257,7 +257,7 @@ def test_generated_text_ends_before_the_stop_and_prompts_are_cut():
 
 def test_what_has_no_likelihood_is_refused():
   with pytest.raises(kinds.Unsupported, match='looks ahead'):
-    make(how=dict(blocks__block__mixer='gqa(head_dim=8, causal=False)').items())
+    make(how=dict(blocks__block__mixer='gqa(head_dim=8, causal=False)').items()).rolling([1, 2])
   with pytest.raises(ValueError, match='length=1'):
     make(length=1)
   for stride in (0, LENGTH + 1):

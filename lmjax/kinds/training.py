@@ -46,6 +46,11 @@ class Objective(Protocol):
 
   def loss(self, params, vars, batch, rng, train: bool = True) -> Loss: ...
 
+  def variables(self, params, vars) -> tuple[Any, Any]:
+    """(params, vars) of the network that is kept, as `config.model.architecture` takes them;
+    optional, of objectives with more than one.
+    """
+
   def places(self, batch, rng) -> Any:
     """(inputs, targets_BT, weights_BT), for objectives that do something else at the same places;
     optional.
@@ -82,10 +87,15 @@ class Guard(Protocol):
 
 
 class Stage(NamedTuple):
-  """A run as surgery sees it: its resolved config and model, and variables by collection."""
+  """A run as surgery sees it.
+
+  config: resolved. model: `models.Model`. network: (params, vars) -> those that the architecture
+    takes. variables: by collection.
+  """
 
   config: dict[str, Any]
   model: Any
+  network: Any
   variables: dict[str, Any]
 
 

@@ -101,7 +101,12 @@ def draw(outputs, rng):
 
   The largest of logit + Gumbel noise, so that no probabilities are kept.
   """
-  z_BTV = jax.lax.stop_gradient(embedding.logits(outputs))
+  return gumbel_max(embedding.logits(outputs), rng)
+
+
+def gumbel_max(z_BTV, rng):
+  """Draws from softmax(z), int32 (B, T); no gradient flows through them."""
+  z_BTV = jax.lax.stop_gradient(z_BTV)
   place = dict(out_sharding=jax.typeof(z_BTV).sharding) if shard.is_explicit() else {}
   noise_BTV = jax.random.gumbel(rng, z_BTV.shape, z_BTV.dtype, **place)
   return jnp.argmax(z_BTV + noise_BTV, axis=-1).astype(jnp.int32)

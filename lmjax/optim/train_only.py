@@ -4,8 +4,10 @@
 
 `names` are patterns of paths as `--plan` prints them, separated by commas: "embed/unembed",
 "segment_0/*/norm*". Stands behind whatever makes or decays updates, at the end of the chain. A
-pattern that matches nothing is refused. Moments of the others are kept all the same: for a probe of
-a large body `split` costs less.
+pattern that matches nothing is refused. Moments of the others are kept all the same.
+
+Linear probes and fine-tuning of a head on a frozen body, as in Godey et al., 2023
+(arXiv:2309.08351, section 5.3).
 """
 
 import fnmatch

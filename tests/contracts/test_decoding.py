@@ -32,6 +32,12 @@ ROWS = (
   'min_p(p=0.0)',
   'min_p(p=1.0)',
 )
+RULES = {  # more than filters, as (spec, models, rewinds); their tests are in tests/decoding
+  'mirostat': ('mirostat()', 1, False),
+  'contrastive_decoding': ('contrastive_decoding()', 2, False),
+  'speculative_decoding': ('speculative_decoding(rule=top_k(k=3) | temperature())', 2, True),
+  'superposed_decoding': ('superposed_decoding(alpha=0.0)', 1, False),
+}
 CHAINS = (
   'top_k(k=4) | temperature(t=0.7)',
   'temperature(t=2.5) | top_p(p=0.6)',
@@ -102,7 +108,19 @@ def advance(spec, logits_BV, keys):
 
 
 def test_no_part_is_missing():
-  assert {specs.call(r).name for r in ROWS} == set(registry.names('decoding'))
+  assert {specs.call(r).name for r in ROWS} | set(RULES) == set(registry.names('decoding'))
+
+
+@pytest.mark.parametrize('name', registry.names('decoding'))
+def test_facts_and_kind_of_rule(name):
+  """A spec written out builds the same rule; filters alone can be joined; one model by default."""
+  spec, models, rewinds = RULES.get(name, (f'{name}()', 1, False))
+  part = registry.make('decoding', spec)
+  assert (part.fact('models'), part.fact('rewinds')) == (models, rewinds)
+  assert str(registry.make('decoding', str(part))) == str(part)
+  rule = _base.rule(str(part))
+  assert _base.is_filter(rule) == (name not in RULES)
+  assert (rule.ahead > 0) == rewinds and rule.tail >= 1
 
 
 @pytest.mark.parametrize('spec', ROWS + CHAINS)

@@ -26,6 +26,7 @@ ROWS = (
   'lambada(mode="loose")',
   'blimp()',
   'multiple_choice(task="piqa")',
+  'glue_finetuning()',
 )
 
 
@@ -501,6 +502,24 @@ def test_bad_files_are_named(tmp_path, spec, content, words):
     'perplexity(path="x", stride=0)',
     'perplexity(path="x", detokenize="wiki")',
     'lambda()',
+    'glue_finetuning(tasks="rt")',
+    'glue_finetuning(tasks="rte, rte")',
+    'glue_finetuning(seeds=0)',
+    'glue_finetuning(tuning_seeds=0)',
+    'glue_finetuning(epochs=0)',
+    'glue_finetuning(lr=0)',
+    'glue_finetuning(lr=())',
+    'glue_finetuning(lr=(1e-5, True))',
+    'glue_finetuning(batch=(16, 8.5))',
+    'glue_finetuning(keep="first")',
+    'glue_finetuning(warmup=1)',
+    'glue_finetuning(dropout=1)',
+    'glue_finetuning(decay=-1)',
+    'glue_finetuning(b2=1)',
+    'glue_finetuning(clip=-1)',
+    'glue_finetuning(layer_decay=0)',
+    'glue_finetuning(length=7)',
+    'glue_finetuning(limit=0)',
   ],
 )
 def test_wrong_arguments_are_refused(spec):

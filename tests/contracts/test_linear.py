@@ -11,6 +11,7 @@ import pytest
 
 import _table
 from lmjax import registry
+from lmjax.parallel import facts as facts_lib
 
 SHAPES = {
   'matrix': ((('embed', 6),), (('mlp', 5),)),
@@ -30,7 +31,27 @@ def instance(spec, shape, bias, role='hidden'):
     ins=ins, outs=outs, role=role, scheme=_table.scheme(), bias=bias, parent=None
   )
   boxed = _table.abstract(module, jnp.ones((2, 3, *(n for _, n in ins))))
-  return module, boxed, _table.values(boxed)
+  if is_trained(spec):  # what is not trained is what it starts as
+    values = _table.values({'params': boxed['params']})
+    if 'vars' in boxed:
+      x = jnp.ones((2, 3, *(n for _, n in ins)))
+      values['vars'] = facts_lib.unbox(module.init(jax.random.key(0), x)['vars'])
+    return module, boxed, values
+  values = _table.values(boxed)
+  values['vars'] = jax.tree.map(any_codes, values['vars'])
+  return module, boxed, values
+
+
+def is_trained(spec):
+  return registry.make('linear', spec).fact('trained')
+
+
+def any_codes(a):
+  """Integers over the whole range of their type, in the place of integers."""
+  if not jnp.issubdtype(a.dtype, jnp.integer):
+    return a
+  known = jnp.iinfo(a.dtype)
+  return np.random.default_rng(3).integers(known.min, known.max + 1, a.shape).astype(a.dtype)
 
 
 def sizes(shape):
@@ -80,9 +101,14 @@ def test_dense_is_the_matrix_and_the_bias_themselves(shape, bias):
 def test_the_gradient_reaches_every_parameter(spec, shape, bias):
   module, _, variables = instance(spec, shape, bias)
   x = _table.normal(2, 3, *sizes(shape)[0], seed=5)
-  grads = jax.grad(lambda v: jnp.sum(jnp.sin(module.apply(v, x))))(variables)
+  params = variables.get('params', {})
+  assert bool(params) == (bias or is_trained(spec))
+  total = lambda p: jnp.sum(jnp.sin(module.apply({**variables, 'params': p}, x)))
+  grads = jax.grad(total)(params)
+  masks = {a.shape: a for a in jax.tree.leaves(variables.get('vars', {})) if a.dtype == bool}
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
-    assert np.all(np.asarray(g) != 0), jax.tree_util.keystr(path)
+    reached = np.asarray(masks.get(g.shape, np.ones(g.shape, bool)))  # a mask, where there is one
+    assert reached.any() and np.array_equal(np.asarray(g) != 0, reached), jax.tree_util.keystr(path)
 
 
 @each
@@ -90,7 +116,11 @@ def test_the_gradient_reaches_every_parameter(spec, shape, bias):
 @pytest.mark.parametrize('role', ['hidden', 'residual'])
 def test_facts_name_the_axes_and_the_role(spec, shape, role):
   ins, outs = SHAPES[shape]
-  leaves = _table.check_facts(instance(spec, shape, True, role)[1])
+  boxed = instance(spec, shape, True, role)[1]
+  leaves = _table.check_facts(boxed)
+  if not is_trained(spec):
+    assert not any(l.fact.is_matrix for l in leaves), 'codes are no parameters'
+    leaves += _table.check_facts({'params': boxed['vars']})
   matrices = [l.fact for l in leaves if l.fact.is_matrix]
   assert matrices and all(f.role == role for f in matrices)
   assert any(f.role == 'bias' for f in (l.fact for l in leaves))

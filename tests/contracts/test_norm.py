@@ -32,7 +32,18 @@ def pre_crmsnorm(x, p, a):
   return y * p['scale'] if a['scale'] else y
 
 
-REFERENCES = dict(rms_norm=rms_norm, layer_norm=layer_norm, pre_crmsnorm=pre_crmsnorm)
+def power_norm(x, p, a):
+  if a['groups']:
+    split = x.reshape(*x.shape[:-1], a['groups'], -1)
+    x = (split / np.sqrt(np.mean(split**2, -1, keepdims=True) + a['eps'])).reshape(x.shape)
+  y = x / np.sqrt(p['psi2'] + a['eps'])  # what inference divides by
+  y = y * p['scale'] if a['scale'] else y
+  return y + p['bias'] if a['bias'] else y
+
+
+REFERENCES = dict(
+  rms_norm=rms_norm, layer_norm=layer_norm, pre_crmsnorm=pre_crmsnorm, power_norm=power_norm
+)
 each = pytest.mark.parametrize('spec', _table.SPECS['norm'])
 
 
@@ -50,9 +61,10 @@ def run(spec, x, variables=None):
 
 
 def reference(spec, x, variables):
+  known = {k: v for group in _table.numpy64(variables).values() for k, v in group.items()}
   return REFERENCES[_table.name(spec)](
     np.asarray(x, np.float64),
-    _table.numpy64(variables).get('params', {}),
+    known,
     _table.arguments('norm', spec),
   )
 
@@ -74,19 +86,21 @@ def test_gradient_equals_finite_differences_of_the_reference(spec):
     _table.normal(*SHAPE, seed=2),
     instance(spec)[2],
   )
-  grads = jax.grad(lambda x, v: jnp.sum(run(spec, x, v) * c), (0, 1))(x, variables)
+  params = variables.get('params', {})
+  total = lambda x, p: jnp.sum(run(spec, x, {**variables, 'params': p}) * c)
+  grads = jax.grad(total, (0, 1))(x, params)
   c64 = np.asarray(c, np.float64)
   _table.close(
     grads[0],
     _table.slope(lambda z: np.sum(reference(spec, z, variables) * c64), np.asarray(x, np.float64)),
     1e-4,
   )
-  for key, value in _table.numpy64(variables).get('params', {}).items():
+  for key, value in _table.numpy64(params).items():
 
-    def total(z, key=key):
-      return np.sum(reference(spec, x, {'params': {**variables['params'], key: z}}) * c64)
+    def moved(z, key=key):
+      return np.sum(reference(spec, x, {**variables, 'params': {**params, key: z}}) * c64)
 
-    _table.close(grads[1]['params'][key], _table.slope(total, value), 1e-4)
+    _table.close(grads[1][key], _table.slope(moved, value), 1e-4)
 
 
 @each

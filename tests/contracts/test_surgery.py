@@ -102,3 +102,24 @@ def test_train_only_names_what_it_does_not_find():
   with pytest.raises(config.ConfigError, match="no parameter matches 'segment_1/\\*'"):
     build.build(config.resolve(config.load('quickstart', changes)))
   assert registry.make('optim', 'train_only(names="x")').fact('moments') is False
+
+
+def test_a_discriminator_begins_an_ordinary_run(tmp_path):
+  both = [
+    '--config.model.mixer=gqa(head_dim=4, causal=False)',
+    '--config.model.embed_norm=layer_norm()',
+  ]
+  assert run(tmp_path / 'pair', *both, '--config.objective=electra()') == 0
+  begin = f'--config.init_from=discriminator(run="{tmp_path / "pair"}")'
+  mlm = ['--config.objective=mlm()', '--config.peak_lr=0.0', *both]
+  assert run(tmp_path / 'w', begin, *mlm) == 0
+  pair, own = params(tmp_path / 'pair'), params(tmp_path / 'w')
+  wanted = {k: pair[k] for k in ('embed', 'embed_norm')} | pair['discriminator']
+  assert config.flat(own).keys() == config.flat(wanted).keys()
+  for key, value in config.flat(own).items():
+    np.testing.assert_array_equal(value, config.flat(wanted)[key], err_msg=key)
+  assert main_lib.main([f'--workdir={tmp_path / "pair"}', '--eval=lambada']) == 2, 'no decoder'
+
+
+def test_surgeries_are_tried():
+  assert set(registry.names('surgery')) >= {'add_head', 'discriminator'}
