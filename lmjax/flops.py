@@ -1,8 +1,9 @@
 """FLOPs of a training step, counted from parameter facts, and model FLOPs utilization.
 
 Per token, forward: 2 x fan-in x fan-out for each matrix inside layers (times the rounds of a shared
-segment) and for the unembedding, plus what the mixers say of mixing positions. Look-ups, norms,
-activations and the softmax are not counted. The backward pass counts twice the forward, so a step
+segment, of one expert where there are several, and as often as the architecture says that a token
+goes through a stack) and for the unembedding, plus what the layers say of mixing positions.
+Look-ups, norms, activations and the softmax are not counted. The backward pass counts twice the forward, so a step
 takes 3 x forward (Kaplan et al., 2020, arXiv:2001.08361; PaLM, arXiv:2204.02311, appendix B).
 
   MFU = tokens per second x FLOPs per token / (devices x peak FLOP/s)
@@ -16,6 +17,7 @@ import dataclasses
 import math
 from typing import Any
 
+from lmjax import kinds
 from lmjax.parallel import facts as facts_lib
 
 # Dense bf16 peaks of one chip, FLOP/s, from the makers' data sheets.
@@ -53,21 +55,50 @@ class Flops:
 
 
 def per_token(run: Any) -> Flops:
-  """FLOPs per token of a built run at its row length."""
-  rounds = {f'segment_{i}': s.repeats for i, s in enumerate(run.model.segments) if s.shared}
+  """FLOPs per token of the data of a built run, at its row length."""
+  steps = run.fields['tokens'].shape[0] - run.lookahead
+  source = run.fields['encoder_tokens'].shape[0] if 'encoder_tokens' in run.fields else 0
+  passes = passes_of(run.architecture, steps, source)
   tied = run.model.embed.fact('tied')
-  matrices = 0.0
+  matrices = full = causal = 0.0
   for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
     if not fact.is_matrix or fact.role == 'position' or (fact.role == 'embed' and not tied):
       continue
-    matrices += 2.0 * math.prod(shape) * rounds.get(keys[0], 1)
-  full = causal = 0.0
-  for s in run.model.segments:
-    for name in s.pattern:
-      mixer = run.model.mixer(name)(parent=None)
-      a, b = mixer.mixing_flops(run.model.width, run.length)
-      full, causal = full + a * s.repeats, causal + b * s.repeats
-  return Flops(matrices, full, causal)
+    matrices += 2.0 * active(fact, shape) * uses(keys, passes)
+  for p in passes:
+    for n, s in enumerate(p.model.segments):
+      for queries, keys in p.rounds.get(n, ((1.0, 1.0),) * s.repeats):
+        for name in s.pattern:
+          layer = p.model.block(name)(parent=None)
+          a, b = layer.mixing_flops(p.model.width, max(1, round(keys * p.length)), source)
+          full, causal = full + a * queries * p.share, causal + b * queries * p.share
+  more = steps / run.length  # tokens of the model for one of the data
+  return Flops(matrices * more, full * more, causal * more)
+
+
+def passes_of(architecture: Any, steps: int, source: int) -> list[kinds.Pass]:
+  """The stacks that an architecture runs; one over all tokens, unless it says otherwise."""
+  if hasattr(architecture, 'passes'):
+    return architecture.passes(steps, source)
+  return [kinds.Pass((), architecture.model, 1.0, steps)]
+
+
+def uses(keys: tuple[str, ...], passes: list[kinds.Pass]) -> float:
+  """How often a token of the text meets the matrix at this path."""
+  for p in sorted(passes, key=lambda p: -len(p.prefix)):
+    if keys[: len(p.prefix)] != p.prefix:
+      continue
+    for n, s in enumerate(p.model.segments):
+      if f'segment_{n}' in keys:
+        rounds = sum(q for q, _ in p.rounds.get(n, ((1.0, 1.0),) * s.repeats))
+        return p.share * rounds / (1 if s.shared else s.repeats)
+    return p.share
+  return 1.0
+
+
+def active(fact, shape: tuple[int, ...]) -> int:
+  """Entries of a matrix that one token meets: those of one expert."""
+  return math.prod(n for n, a in zip(shape, fact.names) if a != 'expert' or a in fact.inputs)
 
 
 def peak(device_kind: str) -> float | None:

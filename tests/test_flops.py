@@ -58,3 +58,46 @@ def test_mfu_formula():
     'mfu_causal': pytest.approx(1000 * 3.3e9 / (2 * 989e12)),
   }
   assert flops.mfu(1000.0, found, devices=1, device_kind='cpu') == {}
+
+
+def test_encoders_count_by_their_own_tokens():
+  """Rows of 128 bytes; the encoder reads E tokens of them, the decoder predicts T."""
+  run = build.build(config.resolve(config.load('ul2_tiny:encoder_decoder')))
+  found, d = flops.per_token(run), 128
+  e, t = run.fields['encoder_tokens'].shape[0], run.fields['tokens'].shape[0] - 1
+  layer = 12 * d * d
+  crossed = 2 * layer + 2 * 4 * d * d  # k and v of the memory are counted with the decoder's tokens
+  want = 2 * (e * 2 * layer + t * (crossed + 300 * d)) / 128
+  assert found.matrices == pytest.approx(want)
+  pairs = 2 * 4 * d * (e * e + t * t + t * e) / 128
+  assert found.mixing_full == pytest.approx(pairs)
+
+
+def test_prefixes_count_by_the_tokens_that_the_model_sees():
+  plain, long = count('quickstart'), build.build(config.resolve(config.load('ul2_tiny:prefix')))
+  steps = long.fields['tokens'].shape[0] - 1
+  head = 2 * 260 * 128
+  per_layer = (plain.matrices - head) / 4
+  assert flops.per_token(long).matrices == pytest.approx(
+    (4 * per_layer + 2 * 300 * 128) * steps / 128
+  )
+
+
+def test_a_token_meets_one_expert():
+  dense = count('quickstart', ('model.ffn', 'gelu()'))
+  experts = count('quickstart', ('model.ffn', 'base_layers(experts=4)'))
+  assert dense.matrices <= experts.matrices < 2.2 * dense.matrices
+  more = count('quickstart', ('model.ffn', 'base_layers(experts=8)'))
+  assert more.matrices - experts.matrices == 4 * 2 * 4 * 128, 'the router alone grows'
+
+
+def test_recursions_count_the_tokens_that_take_part():
+  stack = ('model.stack', 'block + shared(block)*3 + block')
+  plain = count('quickstart', stack)
+  mor = ('model.architecture', 'mixture_of_recursions()')
+  routed = count('quickstart', stack, mor)
+  head, layer = 2 * 260 * 128, (plain.matrices - 2 * 260 * 128) / 5
+  assert head + 4 * layer <= routed.matrices < head + 4.1 * layer, '1 + (1 + 2/3 + 1/3) + 1 layers'
+  assert routed.mixing_full == pytest.approx(
+    plain.mixing_full / 5 * (3 + (2 / 3) ** 2 + 1 / 9), rel=0.02
+  )

@@ -28,6 +28,7 @@ from lmjax.kinds.models import Memory as Memory
 from lmjax.kinds.models import Mixer as Mixer
 from lmjax.kinds.models import Norm as Norm
 from lmjax.kinds.models import Outputs as Outputs
+from lmjax.kinds.models import Pass as Pass
 from lmjax.kinds.models import Position as Position
 from lmjax.kinds.models import Residual as Residual
 from lmjax.kinds.models import Text as Text
@@ -86,8 +87,9 @@ KINDS: dict[str, Kind] = {
                 context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window')),
   # ---- training ----
   'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
-                    context=('model', 'tokenizer'),
-                    facts=dict(couples='none', lookahead=0, causal=None, reads=())),
+                    context=('model', 'tokenizer', 'sources', 'rate'),
+                    facts=dict(couples='none', lookahead=0, causal=None, reads=(), holds={},
+                               twice=True)),
   'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),
                 facts=dict(needs=(), owns_lr=False, gradient_at=None, retract=None, moments=True)),
   'schedule': Kind('lmjax.schedules', 'step -> factor of peak_lr', context=('steps',),
@@ -101,7 +103,7 @@ KINDS: dict[str, Kind] = {
                     context=('tokenizer', 'length'), facts=dict(task=False, joins=False)),
   'pack': Kind('lmjax.data.packing', 'documents -> rows, planned over lengths'),
   'mixture': Kind('lmjax.data.mixtures', 'weights of the sources, possibly fed by losses',
-                  facts=dict(needs=())),
+                  context=('sources', 'seed'), facts=dict(needs=())),
   'tokenizer': Kind('lmjax.tokenizers', 'text <-> ids', facts=dict(lossless=False)),
   # ---- use ----
   'decoding': Kind('lmjax.decoding', 'logits -> next tokens',

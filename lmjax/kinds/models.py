@@ -4,6 +4,7 @@ Shapes: B batch, T time (queries), S time (keys), D width, H heads, K head size,
   vocabulary, N layers.
 """
 
+import types
 from typing import Any, Callable, NamedTuple, Protocol
 
 import flax.struct
@@ -104,6 +105,9 @@ class Residual(Protocol):
   def init_cache(self, kind: Any, batch: int, length: int, width: int, dtype, memory: int) -> Any:
     """An empty cache for `length` tokens and a memory of `memory` tokens (`nn.nowrap`)."""
 
+  def mixing_flops(self, width: int, length: int, memory: int) -> tuple[float, float]:
+    """Those of its mixers (`nn.nowrap`)."""
+
 
 class Linear(Protocol):
   """A Linen module with fields ins, outs (pairs of axis name and size), role, scheme, bias.
@@ -169,6 +173,21 @@ class Outputs(NamedTuple):
   aux: Aux
 
 
+class Pass(NamedTuple):
+  """A stack that an architecture runs, for counting.
+
+  prefix: where its parameters are. share: tokens that it works on for one of the text. length: of
+  its rows. rounds: for a segment that not all tokens go through, the shares of tokens in each round
+  as queries and as keys.
+  """
+
+  prefix: tuple[str, ...]
+  model: Any
+  share: float
+  length: int
+  rounds: Any = types.MappingProxyType({})
+
+
 class Architecture(Protocol):
   """A Linen module built with `model`, the resolved `models.Model`.
 
@@ -180,6 +199,9 @@ class Architecture(Protocol):
   def __call__(self, tokens_BT, ctx: Ctx, cache: Any = None) -> Outputs: ...
 
   def init_cache(self, kind, batch: int, length: int) -> Any: ...
+
+  def passes(self, steps: int, source: int) -> list[Pass]:
+    """Its stacks at rows of `steps` tokens and sources of `source`; optional: else one stack."""
 
 
 class Cache(Protocol):

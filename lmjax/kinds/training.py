@@ -38,7 +38,11 @@ class Objective(Protocol):
   Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' (rows of a
     micro-batch belong together, so that their number is a setting of the method) or 'global';
     lookahead = tokens needed beyond the inputs; causal = the causality demanded of the model, or
-    None; reads = fields of the batch that it cannot do without.
+    None; reads = fields of the batch that it cannot do without; holds = {collection: directory of a
+    run}, whose variables become that collection before the first step, to stay as they are; twice =
+    False where its gradient is handed over as a constant, so that there is no second derivative.
+
+  Context: sources = names of the sources in the order of `source`; rate = step -> learning rate.
   """
 
   def init(self, rng, batch) -> dict[str, Any]:

@@ -79,6 +79,14 @@ class EncoderDecoder(nn.Module):
     return kinds.Outputs(x, unembed, bias, m.scheme.init.logit_scale(), m.cap, cache, reports)
 
   @nn.nowrap
+  def passes(self, steps, source):
+    encoder = self.model.stack('encoder')
+    return [
+      kinds.Pass(('encoder',), encoder, source / steps, source),
+      kinds.Pass(('decoder',), self.model, 1.0, steps),
+    ]
+
+  @nn.nowrap
   def init_cache(self, kind, batch, length, memory: int | None = None):
     """Room for `length` tokens and a memory of `memory`, by default that of training."""
     return stack.init_cache(self.model, kind, batch, length, memory or self.model.length)

@@ -33,6 +33,11 @@ class Layer(nn.Module):
     del memory
     return self.mixer(parent=None).init_cache(kind, batch, length, width, dtype)
 
+  @nn.nowrap
+  def mixing_flops(self, width, length, memory):
+    del memory
+    return self.mixer(parent=None).mixing_flops(width, length)
+
   def mix(self, x_BTD, ctx, cache):
     y, cache, aux = self.mixer(name='mixer')(remat.tag(x_BTD, 'mixer_in'), ctx, cache)
     return remat.tag(y, 'mixer_out'), cache, {f'mixer/{k}': v for k, v in aux.items()}

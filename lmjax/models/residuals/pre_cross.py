@@ -36,6 +36,12 @@ class PreCross(_wiring.Layer):
     own = super().init_cache(kind, batch, length, width, dtype, memory)
     return own, self.cross(parent=None).init_cache(kind, batch, memory, width, dtype)
 
+  @nn.nowrap
+  def mixing_flops(self, width, length, memory):
+    own = super().mixing_flops(width, length, memory)
+    crossed = self.cross(parent=None).mixing_flops(width, memory)
+    return own[0] + crossed[0], own[1] + crossed[1]
+
   @nn.compact
   def __call__(self, x, ctx, cache=None):
     drop = lambda y: dropout(self, y, self.dropout, ctx)
