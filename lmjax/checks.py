@@ -70,11 +70,13 @@ def parts(c: dict, model: model_lib.Model, objective: registry.Part):
       )
     documents(c, name, mixer)
   rewind(c)
-  if objective.fact('couples') == 'global' and c['micro_batches'] > 1:
-    raise ConfigError(
-      f'config.micro_batches={c["micro_batches"]}: the loss of {c["objective"]!r} couples all rows '
-      'of a batch, so accumulation would change it; use 1'
-    )
+  coupling = [objective, *(dict(model.block(n).context)['ffn'] for n in sorted(model.used()))]
+  for part in coupling:
+    if part.fact('couples') == 'global' and c['micro_batches'] > 1:
+      raise ConfigError(
+        f'config.micro_batches={c["micro_batches"]}: the loss of {str(part)!r} couples all rows of '
+        'a batch, so accumulation would change it; use 1'
+      )
 
 
 def documents(c: dict, name: str, mixer: registry.Part):

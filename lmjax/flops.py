@@ -3,8 +3,9 @@
 Per token, forward: 2 x fan-in x fan-out for each matrix inside layers (times the rounds of a shared
 segment, of one expert where there are several, and as often as the architecture says that a token
 goes through a stack) and for the unembedding, plus what the layers say of mixing positions.
-Look-ups, norms, activations and the softmax are not counted. The backward pass counts twice the forward, so a step
-takes 3 x forward (Kaplan et al., 2020, arXiv:2001.08361; PaLM, arXiv:2204.02311, appendix B).
+Look-ups, norms, activations and the softmax are not counted. The backward pass counts twice the
+forward, so a step takes 3 x forward (Kaplan et al., 2020, arXiv:2001.08361; PaLM, arXiv:2204.02311,
+appendix B).
 
   MFU = tokens per second x FLOPs per token / (devices x peak FLOP/s)
 

@@ -33,10 +33,12 @@ def fingerprint(resolved: dict, traced: bool = True) -> str:
 
 
 def parts(resolved: dict) -> set[str]:
-  """Modules of the parts that the specs of a config name, also within others."""
+  """Modules of the parts that the specs of a config name, also within others. What writes samples
+  changes no result.
+  """
   out = set()
   for key, value in config_lib.flat(resolved).items():
-    kind = config_lib.kind_of(key)
+    kind = None if key.startswith('sample.') else config_lib.kind_of(key)
     if kind is not None and isinstance(value, str) and value.strip():
       out |= {module for name in specs.names(value) if (module := _module(kind[0], name))}
   return out

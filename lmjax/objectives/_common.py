@@ -32,11 +32,11 @@ def inputs(batch, lookahead: int = 0) -> Inputs:
     field = batch.get(key)
     return field[:, :-lookahead] if lookahead and field is not None else field
 
+  tokens, segments, positions = cut('tokens'), cut('segments'), cut('positions')
   source = None
   if 'encoder_tokens' in batch:
     source = kinds.Text(*(batch[f'encoder_{k}'] for k in ('tokens', 'positions', 'segments')))
-  ctx = kinds.Ctx(cut('positions'), cut('segments'), prefix_BT=cut('prefix'), source=source)
-  return Inputs(cut('tokens'), ctx)
+  return Inputs(tokens, kinds.Ctx(positions, segments, prefix_BT=cut('prefix'), source=source))
 
 
 def weighed(weights_BT, batch, lookahead: int = 0):
