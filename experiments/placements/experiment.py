@@ -1,0 +1,50 @@
+"""Where the norm stands, on the bundled text: twelve narrow layers.
+
+  python -m lmjax.experiment run experiments/placements --scale=cpu
+
+Each placement is tuned over the same rates. The claims are those of the papers for models of 12
+layers and more on web text: lower loss than Pre-LN for Mix-LN (arXiv:2412.13795), LayerNorm Scaling
+(arXiv:2502.05795) and Peri-LN (arXiv:2502.02732); Pre-RMSNorm computes what Pre-LN does, at lower
+cost (arXiv:2305.14858), which shows as the same loss.
+"""
+
+from lmjax.experiment import Arm
+from lmjax.experiment import AsGood
+from lmjax.experiment import Better
+from lmjax.experiment import Experiment
+from lmjax.experiment import Scale
+
+CPU = {
+  'model.width': 32,
+  'model.depth': 12,
+  'model.mixer.head_dim': 16,
+  'model.norm': 'layer_norm()',
+  'model.final_norm': 'layer_norm()',
+  'eval.every': 0,
+  'checkpoint_every': 400,
+  'sample.every': 0,
+  'sample.tokens': 0,
+  'tensorboard': False,
+  'report': False,
+}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+
+
+def get_experiment():
+  arm = lambda name, residual, claim=None: Arm(name, {'model.residual': residual}, RATES, claim)
+  return Experiment(
+    title='Placements of the norm against Pre-LN',
+    source='Claims: the papers named in `lmjax/models/residuals/<method>.py`.',
+    base='quickstart',
+    fields=('model.blocks.block.residual', 'peak_lr'),
+    baseline=arm('pre', 'pre()'),
+    treatments=(
+      arm('post', 'post()', Better()),
+      arm('mix_ln', 'mix_ln()', Better()),
+      arm('layernorm_scaling', 'layernorm_scaling()', Better()),
+      arm('peri_ln', 'peri_ln()', Better()),
+      arm('pre_rmsnorm', 'pre_rmsnorm()', AsGood(0.01)),
+    ),
+    changes=CPU,
+    scales={'cpu': Scale(budgets=(600,), hours=1)},
+  )
