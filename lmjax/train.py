@@ -21,8 +21,8 @@ class State:
 
   step: int32, batches seen. skipped: int32, steps whose update was refused; streak: int32, how many
     of them are the last ones.
-  params: trained; vars: collections that are not. opt: the optimizer's state, a dictionary by the
-    names in its chain. guard: what the guard remembers.
+  params: trained; vars: collections that are not, see `kinds.Objective`. opt: the optimizer's
+    state, a dictionary by the names in its chain. guard: what the guard remembers.
   """
 
   step: jax.Array
@@ -46,16 +46,18 @@ def init_state(variables, tx, guard=None) -> State:
 
 def accumulate(objective, params, vars, batch, rng, micro: int):
   """(loss sum, weight, metrics, vars, gradient of the loss sum) over `micro` equal slices of the
-  batch.
+  batch. Variables pass from one slice to the next.
   """
 
   def one(vars, batch, rng):
-    def total(p):
-      out = objective.loss(p, vars, batch, rng)
+    kept = {k: v for k, v in vars.items() if k == 'backward'}  # the backward pass renews it
+
+    def total(p, kept):
+      out = objective.loss(p, {**vars, **kept}, batch, rng)
       return out.sum, out
 
-    (_, out), grads = jax.value_and_grad(total, has_aux=True)(params)
-    return out.sum, out.weight, out.metrics, out.vars, grads
+    (_, out), (grads, renewed) = jax.value_and_grad(total, (0, 1), has_aux=True)(params, kept)
+    return out.sum, out.weight, out.metrics, {**out.vars, **renewed}, grads
 
   if micro == 1:
     return one(vars, batch, rng)

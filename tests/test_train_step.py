@@ -237,6 +237,70 @@ def test_variables_pass_from_one_micro_batch_to_the_next():
   assert float(after(1)['stats']['mean']) == 2.5 and float(after(2)['stats']['mean']) == 4.5
 
 
+# ---- state of a backward pass
+
+
+@jax.custom_vjp
+def observed(w, slopes):
+  """w. Backward: slopes <- slopes / 2 + dw."""
+  return w
+
+
+observed.defvjp(lambda w, slopes: (w, slopes), lambda slopes, dw: (dw, slopes / 2 + dw))
+
+
+@struct.dataclass
+class Observing(Toy):
+  """Toy, whose backward pass keeps its own slopes."""
+
+  def loss(self, params, vars, batch, rng, train=True):
+    kept = vars['backward']
+    out = super().loss({'w': observed(params['w'], kept['slopes'])}, vars, batch, rng, train)
+    return out._replace(vars={**out.vars, 'backward': kept})
+
+
+def observing_state(tx=None):
+  state = toy_state(tx=tx)
+  return state.replace(vars=state.vars | {'backward': {'slopes': jnp.float32(8.0)}})
+
+
+def test_the_backward_pass_renews_its_own_state_in_every_micro_batch():
+  params, batch = {'w': jnp.float32(1.0)}, toy_batch(x=3.0)
+  slope = lambda x: -2 * (x - 1) + 0.5  # of (x - w)^2 + sqrt(w) at w = 1
+  want = {1: 4 + slope(1.0) + slope(3.0), 2: (4 + slope(1.0)) / 2 + slope(3.0)}
+  for micro in (1, 2):
+    *_, vars, grads = train.accumulate(
+      Observing(), params, observing_state().vars, batch, KEY, micro
+    )
+    assert float(vars['backward']['slopes']) == pytest.approx(want[micro])
+    assert float(grads['w']) == pytest.approx(slope(1.0) + slope(3.0))
+    plain = train.accumulate(Toy(), params, toy_state().vars, batch, KEY, micro)[3]
+    _table.same(vars['stats']['mean'], plain['stats']['mean'])
+
+
+@pytest.mark.parametrize('micro', [1, 2])
+def test_a_refused_step_keeps_the_state_of_the_backward_pass(micro):
+  how = dict(peak_lr=0.01, lr_factors={'w': 1.0}, micro=micro)
+  step = jax.jit(train.make_step(Observing(), momentum(), lambda s: 1.0, **how))
+  before, _ = step(observing_state(momentum()), toy_batch(), KEY)
+  assert float(before.vars['backward']['slopes']) != 8
+  after, metrics = step(before, toy_batch(x=1e4), KEY)  # slopes are finite, the update is not
+  assert metrics['applied'][0] == 0
+  jax.tree.map(_table.same, after.vars, before.vars)
+
+
+def test_what_the_optimizer_differentiates_moves_no_variables():
+  def update(g, s, params=None, *, obj_fn, **extra):
+    return jax.tree.map(lambda a, b: a + 1e-3 * b, g, jax.grad(obj_fn)(params)), s
+
+  tx = optax.GradientTransformationExtraArgs(lambda p: {}, update)
+  how = dict(peak_lr=0.01, lr_factors={'w': 1.0})
+  steps = [jax.jit(train.make_step(Observing(), t, lambda s: 1.0, **how)) for t in (tx, TX['sgd'])]
+  (new, _), (plain, _) = (s(observing_state(), toy_batch(), KEY) for s in steps)
+  assert float(new.params['w']) != float(plain.params['w'])
+  jax.tree.map(_table.same, new.vars, plain.vars)
+
+
 @pytest.mark.parametrize('micro', [1, 2])
 def test_the_optimizer_is_given_what_kinds_promises(micro):
   seen = {}
