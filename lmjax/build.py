@@ -13,6 +13,7 @@ import optax
 from lmjax import checks
 from lmjax import config as config_lib
 from lmjax import registry
+from lmjax import specs
 from lmjax import train
 from lmjax.data import fields as fields_lib
 from lmjax.models import model as model_lib
@@ -166,6 +167,17 @@ def model_length(fields: dict[str, jax.ShapeDtypeStruct], lookahead: int) -> int
   return max(fields['tokens'].shape[0] - lookahead, 0 if encoder is None else encoder.shape[0])
 
 
+def vocabulary(c: dict, tok) -> int:
+  """Ids that the model knows. Raises ConfigError where the tokenizer has more."""
+  vocab = c['model']['vocab'] or tok.vocab_size
+  if vocab < tok.vocab_size:
+    raise ConfigError(
+      f'config.model.vocab={vocab}: config.data.tokenizer={c["data"]["tokenizer"]!r} has '
+      f'{tok.vocab_size} ids; give at least that, or 0 to follow it'
+    )
+  return vocab
+
+
 def build(resolved: dict) -> Run:
   """Builds and checks everything but the data, abstractly. Raises ConfigError (or ValueError)
   naming the key.
@@ -173,19 +185,20 @@ def build(resolved: dict) -> Run:
   c, m, d = resolved, resolved['model'], resolved['data']
   tok = tokenizer(c)
   rows = checks.batch_rows(c)
-  vocab = m['vocab'] or tok.vocab_size
-  if vocab < tok.vocab_size:
-    raise ConfigError(
-      f'config.model.vocab={vocab}: config.data.tokenizer={d["tokenizer"]!r} has {tok.vocab_size} '
-      'ids; '
-      'give at least that, or 0 to follow it'
-    )
+  vocab = vocabulary(c, tok)
   asked = registry.make('objective', c['objective'])
   lookahead, made = asked.fact('lookahead'), transforms(c, tok)
   fields = named('data.transforms', lambda: fields_of(d['length'] + lookahead, made, asked))
   model = named('model', lambda: model_lib.resolve(m, vocab, model_length(fields, lookahead)))
   architecture = registry.make('architecture', m['architecture'], model=model)()
-  objective_part = registry.make('objective', c['objective'], model=architecture, tokenizer=tok)
+  objective_part = registry.make(
+    'objective',
+    c['objective'],
+    model=architecture,
+    tokenizer=tok,
+    sources=tuple(specs.weighted(d['train'])),
+    learning_rate=lambda step: c['peak_lr'] * schedule(step),  # made below
+  )
   checks.parts(c, model, objective_part)
   checks.fields(fields, model)
   objective = named('objective', objective_part)
@@ -250,6 +263,11 @@ def chain(c: dict, parts: registry.Chain, objective):
         raise ConfigError(
           f'config.optim: {name} needs sampled labels, which objective {c["objective"]!r} does not '
           'give'
+        )
+      if need == 'obj_fn' and not registry.make('objective', c['objective']).fact('twice'):
+        raise ConfigError(
+          f'config.optim: {name} needs second derivatives, which objective {c["objective"]!r} does '
+          'not have'
         )
   made = [(name, named('optim', part)) for name, part in parts.items()]
   return optax.named_chain(*((n, optax.with_extra_args_support(t)) for n, t in made))

@@ -368,7 +368,7 @@ def test_parts_that_move_the_parameters_by_themselves_do_not_mix(spec, text):
     build.gradient_at(parts), build.retract(parts, {})
 
 
-@pytest.mark.parametrize('inner', ['refactor()', 'adam() | refactor()', 'schedule_free()', 'None'])
+@pytest.mark.parametrize('inner', ['refactor()', 'adam() | refactor()', 'schedule_free()'])
 @pytest.mark.parametrize(
   'holder', ['split(matrix', 'galore(inner', 'eight_bit(inner', 'reset(inner']
 )

@@ -87,7 +87,7 @@ KINDS: dict[str, Kind] = {
                 context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window')),
   # ---- training ----
   'objective': Kind('lmjax.objectives', 'owns its networks: init, loss, optional sample',
-                    context=('model', 'tokenizer', 'sources', 'rate'),
+                    context=('model', 'tokenizer', 'sources', 'learning_rate'),
                     facts=dict(couples='none', lookahead=0, causal=None, reads=(), holds={},
                                twice=True)),
   'optim': Kind('lmjax.optim', 'an Optax gradient transformation', context=('facts',),

@@ -42,7 +42,8 @@ class Objective(Protocol):
     run}, whose variables become that collection before the first step, to stay as they are; twice =
     False where its gradient is handed over as a constant, so that there is no second derivative.
 
-  Context: sources = names of the sources in the order of `source`; rate = step -> learning rate.
+  Context: sources = names of the sources in the order of `source`; learning_rate = step -> its
+    value.
   """
 
   def init(self, rng, batch) -> dict[str, Any]:
@@ -94,13 +95,14 @@ class Stage(NamedTuple):
   """A run as surgery sees it.
 
   config: resolved. model: `models.Model`. network: (params, vars) -> those that the architecture
-    takes. variables: by collection.
+    takes. variables, facts: by collection.
   """
 
   config: dict[str, Any]
   model: Any
   network: Any
   variables: dict[str, Any]
+  facts: dict[str, Any]
 
 
 class Surgery(Protocol):
