@@ -26,6 +26,7 @@ from lmjax import evaluate
 from lmjax import exits
 from lmjax import flops as flops_lib
 from lmjax import metrics as metrics_lib
+from lmjax import mixing
 from lmjax import progress
 from lmjax import recompute
 from lmjax.checkpoint import CheckpointError
@@ -69,7 +70,7 @@ class Trainer:
       run.step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None)
     )
     self.recompute = recompute.Recompute(self.step_fn)
-    self.eval_fn = evaluate.make_eval_step(run)
+    self.eval_fn = evaluate.make_eval_step(mixing.by_source(run, feed.valid_names))
     self.flops = flops_lib.per_token(run)
     self.bad = bad_steps.BadSteps(
       self.config['bad_steps'], workdir, feed, active=jax.process_index() == 0
@@ -77,6 +78,7 @@ class Trainer:
     w = self.config['watchdog']
     self.watchdog = Watchdog(w['seconds'], end=w['exit'], process=jax.process_index())
     self.scores: dict[str, float] = {}
+    self.evaluated = False
     self.last_time: float | None = None  # of the last logged step
     self.failed_saves, self.failed_lines = 0, 0  # in a row
     self.completed = None  # the last save that was
@@ -117,10 +119,14 @@ class Trainer:
     self.skipped = int(state.skipped)
     self.waited, self.last_time, self.last_step = 0.0, None, None
     self.pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
-    batches = self.feed.train(start)
+    batches = iter(())
     for done in range(start + 1, steps + 1):
       before = time.monotonic()
-      batch = next(batches)
+      batch = next(batches, None)
+      if batch is None:
+        batches = self._draw(state, done - 1)
+        before = time.monotonic()
+        batch = next(batches)
       self.waited += time.monotonic() - before
       self._begin(f'step {done}', first=done == start + 1)
       state, metrics = self._advance(state, batch, done)
@@ -140,6 +146,19 @@ class Trainer:
     vote.publish(steps)
     self._fetch()
     return state
+
+  def _draw(self, state, done: int):
+    """Batches behind step `done`, as far as the weights of the sources are known. Where they follow
+    validation losses, those are looked at first.
+    """
+    if self.feed.looks(done):
+      self._fetch()  # steps that were refused may lead back
+      before = time.monotonic()
+      scores = self._held_out(state, done, self.feed.held())
+      self._track('mixture', done, self.feed.reweigh(done, scores))
+      if self.last_time is not None:
+        self.last_time += time.monotonic() - before
+    return self.feed.train(done)
 
   def _advance(self, state, batch, done: int):
     every = self.config['recompute_every']
@@ -269,17 +288,7 @@ class Trainer:
   # ---------------------------------------------------------------- reports
 
   def evaluate(self, state, done: int, stop: Stop) -> dict[str, float]:
-    self._begin(f'the evaluation of step {done}', first=not self.scores)
-    moved = lambda i: self.watchdog.beat(f'step {done}: batch {i} was evaluated')
-    scores = evaluate.held_out(
-      self.eval_fn,
-      state.params,
-      state.vars,
-      self.feed.valid(),
-      bytes_per_token=self.feed.bytes_per_token,
-      stop=lambda: self._leaves(stop),
-      moved=moved,
-    )
+    scores = self._held_out(state, done, self.feed.valid(), lambda: self._leaves(stop))
     if scores:
       line = {**scores, 'loss': scores.get('nll', scores['loss']), 'objective': scores['loss']}
       line['loss_stderr'] = line.pop('nll_stderr', None)
@@ -288,6 +297,19 @@ class Trainer:
       self._track('eval', done, line | dict(tokens=done * self.config['batch_tokens']))
       self.bar.say(f'step {done}: validation {describe(scores)}')
     return scores | {'step': done}
+
+  def _held_out(self, state, done: int, batches, stop=lambda: False) -> dict[str, float]:
+    self._begin(f'the evaluation of step {done}', first=not self.evaluated)
+    self.evaluated = True
+    return evaluate.held_out(
+      self.eval_fn,
+      state.params,
+      state.vars,
+      batches,
+      bytes_per_token=self.feed.bytes_per_token,
+      stop=stop,
+      moved=lambda i: self.watchdog.beat(f'step {done}: batch {i} was evaluated'),
+    )
 
   def _sample(self, state, done: int):
     if self.sampler is None or not self.config['sample']['tokens']:

@@ -10,6 +10,7 @@ from lmjax import build as build_lib
 from lmjax import config as config_lib
 from lmjax import kinds
 from lmjax import progress
+from lmjax import registry
 from lmjax import rundir
 from lmjax import specs
 from lmjax.checkpoint import Checkpointer
@@ -101,7 +102,7 @@ class Restorer:
     state = run.init(jax.random.fold_in(jax.random.key(run.config['seed']), 0))
     if run.config['init_from']:
       state = begin(run, state)
-    return state
+    return with_held(run, state)
 
   def _skip(self, ranges, step: int) -> None:
     skips, at = self._feed.skips, self._feed.skips.batch(step)
@@ -148,7 +149,7 @@ def begin(run: build_lib.Run, state: Any) -> Any:
     return state.replace(**fitted(found, dict(params=full.params, vars=full.vars), where))
   theirs = built(source)
   stage = lambda r, params, vars: kinds.Stage(
-    r.config, r.model, r.network, dict(params=params, **vars)
+    r.config, r.model, r.network, dict(params=params, **vars), r.facts
   )
   old, new = stage(theirs, **found), stage(run, state.params, state.vars)
   operate, rng = part(), jax.random.fold_in(jax.random.key(run.config['seed']), 2)
@@ -166,13 +167,45 @@ def begin(run: build_lib.Run, state: Any) -> Any:
   return state.replace(**made, opt=jax.tree.map(put, opt, full.opt))
 
 
+def with_held(run: build_lib.Run, state: Any) -> Any:
+  """The state with the collections that hold other runs' variables (fact `holds` of the objective).
+  Raises ValueError where those are not of the same model and tokenizer.
+  """
+  vars = dict(state.vars)
+  for name, source in registry.make('objective', run.config['objective']).fact('holds').items():
+    where = f'config.objective: {name}={source!r}: '
+    reader, step = find_checkpoint(source, where)
+    theirs, like = config_of(source), abstract_state(run).vars[name]
+    ours, other = (config_lib.flat(c['model']) for c in (run.config, theirs))
+    for key in sorted(ours.keys() | other.keys()):
+      if f'model.{key}' not in config_lib.OUTSIDE_FINGERPRINT and ours.get(key) != other.get(key):
+        raise ValueError(
+          f'{where}its config.model.{key} is {other.get(key)!r}, this one is {ours.get(key)!r}; a '
+          'run of the same model is expected'
+        )
+    if build_lib.tokenizer(theirs).fingerprint() != run.tokenizer.fingerprint():
+      raise ValueError(
+        f'{where}its config.data.tokenizer={theirs["data"]["tokenizer"]!r} is another one than '
+        f'{run.config["data"]["tokenizer"]!r}; a run with the same tokens is expected'
+      )
+    found = reader.restore_params(step, only=('params', 'vars'))
+    found = {'params': found['params'], **found['vars']}
+    vars[name] = fitted({k: found[k] for k in like if k in found}, like, where.rstrip(': '))
+  return state.replace(vars=vars)
+
+
 def built(source: str) -> build_lib.Run:
   """The run of a run directory, or of one of its checkpoints. Raises ValueError."""
+  return build_lib.build(config_of(source))
+
+
+def config_of(source: str) -> dict[str, Any]:
+  """The resolved config of a run directory, or of one of its checkpoints. Raises ValueError."""
   path = pathlib.Path(source).expanduser().resolve()
   folder = next((p for p in (path, *path.parents[:2]) if (p / 'config.json').is_file()), path)
   config = rundir.read_config(folder)
   config_lib.refuse_code(config, f'{folder}/config.json')
-  return build_lib.build(config_lib.resolve(config))
+  return config_lib.resolve(config)
 
 
 def fitted(found: dict, like: dict, where: str) -> dict[str, Any]:

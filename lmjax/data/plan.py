@@ -150,23 +150,30 @@ class Plan:
 
   def reweighted(self, first_row: int, weights: Sequence[float]) -> 'Plan':
     """This plan with other weights from `first_row` on; each source goes on where it was, nothing
-    is lost or repeated.
+    is lost or repeated. Weights that are the same change nothing.
     """
     if first_row < self.pieces[-1].first_row:
       raise ValueError(
         f'first_row={first_row}: weights are already set from row {self.pieces[-1].first_row} on'
       )
+    units = _units(self.names, weights)
+    if units == self.pieces[-1].units:
+      return self
+    before = tuple(p for p in self.pieces if p.first_row < first_row)
+    return self._of((*before, Piece(first_row, units, tuple(self.counts(first_row)))))
+
+  def beginning(self, piece: Piece) -> 'Plan':
+    """This plan from a piece on, which knows what came before; rows further back are not known."""
+    return self._of((piece,))
+
+  def _of(self, pieces: tuple[Piece, ...]) -> 'Plan':
     new = copy.copy(self)
     new._lock, new._epochs, new._cells = (
       threading.Lock(),
       self._epochs.copy(),
       collections.OrderedDict(),
     )
-    before = tuple(p for p in self.pieces if p.first_row < first_row)
-    new.pieces = (
-      *before,
-      Piece(first_row, _units(self.names, weights), tuple(self.counts(first_row))),
-    )
+    new.pieces = pieces
     return new
 
   def fingerprint(self) -> str:
@@ -247,8 +254,11 @@ class Sequential:
     lookahead: int,
     rows_per_step: int,
     names: Sequence[str] | None = None,
+    most: int = 0,
   ):
-    """Args: as for `Plan`. A row that ends a store may be short."""
+    """Args: as for `Plan`; most: rows of each store, from its start, 0 takes all. A row that ends a
+    store may be short.
+    """
     self.stores, self.seed = tuple(stores), 0
     self.names = (
       tuple(names) if names is not None else tuple(f'source_{i}' for i in range(len(stores)))
@@ -259,7 +269,9 @@ class Sequential:
       _rows.StreamRows(_rows.full(n), n, row_tokens=row_tokens, lookahead=lookahead)
       for n in lengths
     ]
-    self._ends = np.cumsum([len(p) for p in self._plans])
+    self._most = most
+    self._counts = [min(len(p), most) if most else len(p) for p in self._plans]
+    self._ends = np.cumsum(self._counts)
 
   @property
   def total_rows(self) -> int:
@@ -277,7 +289,7 @@ class Sequential:
     if r >= self.total_rows:
       return Row(-1, 0, r, np.zeros((0, 3), np.int64))
     source = int(np.searchsorted(self._ends, r, 'right'))
-    row = r - int(self._ends[source]) + len(self._plans[source])
+    row = r - int(self._ends[source]) + self._counts[source]
     return Row(source, 0, row, self._plans[source][row])
 
   def fingerprint(self) -> str:
@@ -288,6 +300,7 @@ class Sequential:
       self.row_tokens,
       self.lookahead,
       self.rows_per_step,
+      *([self._most] if self._most else []),
     )
 
 

@@ -49,14 +49,15 @@ class RowPlan(Protocol):
 
 
 class Mixture(Protocol):
-  """Weights of the sources; all that changes is in `state`, NumPy arrays by name, of constant shape,
-  kept in the checkpoint.
+  """Weights of the sources; all that changes is in `state`, NumPy arrays by name, of constant
+  shape, kept in the checkpoint.
 
-  Context: sources = {name: spec}; seed = that of the run. Fact needs=('valid_losses',): `due(state)`
-  says after how many steps (None: never) `update` is to be called with the mean held-out losses of
-  the sources as `observed['valid_losses']`, float64 (m,), from where on `weights` are others; the
-  step that is due must then be a later one. `rows`: held-out rows of each source that are taken, 0
-  for all. Optional `report(state, names)`: {name: value} to be logged behind it.
+  Context: sources = {name: spec}; seed = that of the run. Fact needs=('valid_losses',):
+  `due(state)` says after how many steps (None: never) `update` is to be called with the mean
+  held-out losses of the sources as `observed['valid_losses']`, float64 (m,), from where on
+  `weights` are others; the step that is due must then be a later one. `rows`: held-out rows of
+  each source that are taken, 0 for all. Optional `report(state, names)`: {name: value} to be
+  logged behind it.
   """
 
   def init(self, names: Sequence[str], weights: Sequence[float], tokens: Sequence[int]) -> Any: ...

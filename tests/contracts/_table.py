@@ -146,6 +146,8 @@ SPECS: dict[str, tuple[str, ...]] = {
     'clm(z_loss=0.01)',
     'clm(label_smoothing=0.2)',
     'mlm(rate=0.4)',
+    'doremi(reference="r")',
+    'doge(inner=clm(z_loss=0.01))',
     'headless_cwt()',
     'headless_cwt(inner=mlm(rate=0.4), block=4)',
   ),

@@ -3,6 +3,7 @@ refused.
 """
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -18,9 +19,37 @@ SPECS = (
   ('temperature()', False),
   ('temperature(alpha=0.0)', False),
   ('temperature(alpha=1)', False),
+  ('learned(run="{folder}")', False),
+  ('single(source="b")', False),
+  ('skill_it(graph="{folder}/graph.json", update_steps=3)', False),
+  ('skill_it(graph="{folder}/graph.json", eta=1000.0, window=1)', False),
+  ('aioli()', False),
+  ('aioli(ema=None, eta=50.0, one_hot_factor=1.0)', False),
+  ('aioli(prior_steps=5)', True),
 )
 NAMES, TOKENS = ('a', 'b', 'c'), (1000, 50, 200_000)
 WRITTEN, NONE = (0.7, 0.1, 0.4), (None,) * 3
+SOURCES = {n: f"text(path='{n}')" for n in NAMES}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A finished proxy run as far as mixtures read it, and a graph of sources."""
+  folder = tmp_path_factory.mktemp('run')
+  train = ' + '.join(SOURCES.values())
+  theirs = [n for n in ('text', 'text_2', 'text_3')]
+  config = dict(steps=7, objective='doge()', data=dict(train=train))
+  (folder / 'config.json').write_text(json.dumps(config))
+  means = {f'mean_weight/{n}': w for n, w in zip(theirs, (0.5, 0.2, 0.3))}
+  (folder / 'metrics.jsonl').write_text(json.dumps(dict(kind='train', step=7, **means)) + '\n')
+  graph = dict(sources=SOURCES, graph=np.random.default_rng(0).random((3, 3)).tolist())
+  (folder / 'graph.json').write_text(json.dumps(graph))
+  return folder
+
+
+def made(spec, folder='', names=NAMES):
+  context = dict(seed=0, sources={n: SOURCES[n] for n in names})
+  return registry.make('mixture', spec.format(folder=folder), **context)
 
 
 def test_every_mixture_is_tried():
@@ -28,10 +57,11 @@ def test_every_mixture_is_tried():
 
 
 @pytest.mark.parametrize('spec, written', SPECS)
-def test_contract(spec, written):
-  part = registry.make('mixture', spec)()
+def test_contract(spec, written, folder):
+  part = made(spec, folder)()
   state = part.init(NAMES, WRITTEN if written else NONE, TOKENS)
-  observed = [dict(losses=np.random.default_rng(i).random(3)) for i in range(5)]
+  rng = np.random.default_rng(0)
+  observed = [dict(valid_losses=10.0 ** rng.uniform(-3, 3) * rng.random(3)) for _ in range(60)]
 
   def replay(state):
     out = []
@@ -41,6 +71,9 @@ def test_contract(spec, written):
       assert all(np.array_equal(before[k], state[k]) for k in before), (
         'update must not write into the state'
       )
+      assert {k: (v.shape, v.dtype) for k, v in new.items()} == {
+        k: (v.shape, v.dtype) for k, v in state.items()
+      }, 'a cursor is read by the shapes of the first state'
       state = new
       w = part.weights(state)
       assert w.shape == (3,) and np.all(w >= 0) and abs(w.sum() - 1) < 1e-12
@@ -52,16 +85,34 @@ def test_contract(spec, written):
 
 
 @pytest.mark.parametrize('spec, written', SPECS)
-def test_order_of_sources_does_not_matter(spec, written):
-  part, flip = registry.make('mixture', spec)(), slice(None, None, -1)
+def test_what_follows_losses_says_when(spec, written, folder):
+  handle = made(spec, folder)
+  assert set(handle.fact('needs')) <= {'valid_losses'}
+  if not handle.fact('needs'):
+    return
+  part = handle()
+  state, last = part.init(NAMES, WRITTEN if written else NONE, TOKENS), -1
+  for _ in range(40):
+    due = part.due(state)
+    if due is None:
+      break
+    assert type(due) is int and due > last
+    state, last = part.update(state, dict(valid_losses=np.array([3.0, 2.0, 1.0]))), due
+  assert part.rows >= 0
+
+
+@pytest.mark.parametrize('spec, written', SPECS)
+def test_order_of_sources_does_not_matter(spec, written, folder):
+  flip = slice(None, None, -1)
   given = WRITTEN if written else NONE
+  part, turned = made(spec, folder)(), made(spec, folder, NAMES[flip])()
   a = part.weights(part.init(NAMES, given, TOKENS))
-  b = part.weights(part.init(NAMES[flip], given[flip], TOKENS[flip]))
+  b = turned.weights(turned.init(NAMES[flip], given[flip], TOKENS[flip]))
   assert np.allclose(a, b[flip], atol=1e-15)
 
 
 def weights(spec, given, tokens=TOKENS):
-  part = registry.make('mixture', spec)()
+  part = made(spec)()
   return part.weights(part.init(NAMES, given, tokens))
 
 

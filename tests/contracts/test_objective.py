@@ -39,7 +39,12 @@ def net(spec, **how):
 
 def make(spec, **how):
   return registry.make(
-    'objective', spec, model=_table.model(**net(spec, **how)), tokenizer=_table.Tokenizer()
+    'objective',
+    spec,
+    model=_table.model(**net(spec, **how)),
+    tokenizer=_table.Tokenizer(),
+    sources=('a', 'b'),
+    learning_rate=lambda step: 0.1,
   )()
 
 
