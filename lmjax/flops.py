@@ -65,7 +65,7 @@ def per_token(run: Any) -> Flops:
   for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
     if not fact.is_matrix or fact.role == 'position' or (fact.role == 'embed' and not tied):
       continue
-    matrices += 2.0 * active(fact, shape) * uses(keys, passes)
+    matrices += 2.0 * active(fact, shape) * fact.work * uses(keys, passes)
   for p in passes:
     for n, s in enumerate(p.model.segments):
       for queries, keys in p.rounds.get(n, ((1.0, 1.0),) * s.repeats):

@@ -101,3 +101,21 @@ def test_recursions_count_the_tokens_that_take_part():
   assert routed.mixing_full == pytest.approx(
     plain.mixing_full / 5 * (3 + (2 / 3) ** 2 + 1 / 9), rel=0.02
   )
+
+
+@pytest.mark.parametrize(
+  'linear, share',
+  [('spdf(sparsity=0.75)', 0.25), ('spdf(sparsity=0.75, dense=True)', 1), ('sltrain(rank=8)', 1)],
+)
+def test_parameterizations_of_matrices(linear, share):
+  """A mask skips its share; a matrix that is multiplied out costs what a full one does."""
+  dense, found = count('quickstart'), count('quickstart', ('model.linear', linear))
+  head = 2 * 260 * 128
+  assert found.matrices - head == pytest.approx(share * (dense.matrices - head))
+
+
+def test_guided_matrices_cost_their_share_of_the_run():
+  plain = count('quickstart', ('model.linear', 'structured_ffn(rank=16)'))
+  spec = 'structured_ffn(rank=16, guided=0.5, steps=1800)'
+  guided = count('quickstart', ('model.linear', spec))
+  assert guided.matrices - plain.matrices == pytest.approx(0.5 * 4 * 2 * 8 * 128**2)

@@ -28,11 +28,15 @@ class Fact:
 
   Roles: hidden (a matrix inside a layer), residual (a matrix whose product is added to the residual
     stream), embed, position, unembed, norm, bias, other.
+
+  work: multiply-adds of a token for each entry of a matrix, where they are not 1 (a mask that skips
+    some, a factor that is multiplied out).
   """
 
   names: tuple[str | None, ...]
   inputs: tuple[str, ...] = ()
   role: str = 'hidden'
+  work: float = 1.0
 
   def __post_init__(self):
     assert self.role in ROLES, self.role

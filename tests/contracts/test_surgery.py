@@ -123,3 +123,15 @@ def test_a_discriminator_begins_an_ordinary_run(tmp_path):
 
 def test_surgeries_are_tried():
   assert set(registry.names('surgery')) >= {'add_head', 'discriminator'}
+
+
+def test_masks_go(tmp_path):
+  assert run(tmp_path / 'sparse', '--config.model.linear=spdf(sparsity=0.5)') == 0
+  begin = f'--config.init_from=densify(run="{tmp_path / "sparse"}")'
+  assert run(tmp_path / 'w', begin, '--config.peak_lr=0.01') == 0
+  before, after = (
+    params(tmp_path / d)['segment_0']['0_block']['mixer']['q']['kernel'] for d in ('sparse', 'w')
+  )
+  assert (before == 0).mean() == 0.5 and (after == 0).mean() < 0.01
+  wrong = ['--config.model.linear=low_rank(rank=2)', begin]
+  assert run(tmp_path / 'x', *wrong) == 2

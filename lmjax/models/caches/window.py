@@ -2,7 +2,8 @@
 the text.
 
 Equals the full cache exactly, since a window mask never looks further back. Refused for mixers
-without a window.
+without a window. `spare` slots more let decoding go back by as many tokens (drafts that a model
+rejects): without them the dropped tokens have overwritten what is in reach again.
 """
 
 from lmjax import kinds
@@ -11,10 +12,13 @@ from lmjax.registry import register
 
 
 @register('cache', bounded=True)
-def window(*, batch, length, heads, head_dim, dtype, window):
+def window(*, batch, length, heads, head_dim, dtype, window, spare: int = 0):
   """A ring of the mixer's window."""
   if window is None:
     raise kinds.Unsupported(
       'cache window: the mixer attends to everything; use cache full() or give the mixer a window'
     )
-  return _base.empty(batch, min(length, window), heads, head_dim, dtype, ring=True)
+  if spare < 0:
+    raise ValueError(f'cache window: spare={spare}: 0 or a number of tokens is expected')
+  size = min(length, window + spare)
+  return _base.empty(batch, size, heads, head_dim, dtype, ring=True, spare=spare)

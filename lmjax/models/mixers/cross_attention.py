@@ -4,8 +4,8 @@
   y = softmax(scale * q.k, over the memory of the same segment) v W_o
 
 Every token of a segment sees all of the memory of that segment, in whatever order it stands:
-nothing is rotated or biased, as in T5 (Raffel et al., 2020, arXiv:1910.10683, section 2.1). A token without
-memory gets zero. `kv_heads`, `qk_norm` and `scale` as in `gqa`. Vaswani et al., 2017
+nothing is rotated or biased, as in T5 (Raffel et al., 2020, arXiv:1910.10683, section 2.1). A
+token without memory gets zero. `kv_heads`, `qk_norm` and `scale` as in `gqa`. Vaswani et al., 2017
 (arXiv:1706.03762, section 3.2.3).
 
 Its cache holds the keys and values of the memory: made when a prompt is read with `ctx.memory`, and
