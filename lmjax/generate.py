@@ -1,5 +1,5 @@
 """Text from a model: ragged prompts in one batch, a prefill, then one compiled loop over tokens
-with a cache.
+with a cache (`decode_loop`).
 
 Prompts are padded on the left with segment 0, so that all rows end in the same column; the position
 of a row's first real token is 0. All but the last token of each prompt go through `prefill`; the
@@ -10,23 +10,41 @@ that few programs are compiled, once for each architecture in a process.
 Axes: B rows, P prompt columns, T new tokens.
 """
 
-import functools
 import math
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 import zlib
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 import numpy as np
 
-from lmjax import kinds
+from lmjax import decode_checks
 from lmjax import registry
+from lmjax.decode_checks import check as check
+from lmjax.decode_loop import Fixed as Fixed
+from lmjax.decode_loop import automatic as automatic
+from lmjax.decode_loop import context_limit as context_limit
+from lmjax.decode_loop import decode as decode
+from lmjax.decode_loop import prefill as prefill
 from lmjax.decoding import _base
-from lmjax.nn import embedding
 from lmjax.parallel import shard
 
 SMALLEST_PROMPT, TOKENS_MULTIPLE = 16, 64
+
+
+class Drafts(NamedTuple):
+  """Several texts for one prompt, the best first: ids, and exp(-score / length) of each by the
+  scores of the rule, which may be no likelihood.
+  """
+
+  texts: list[np.ndarray]
+  perplexities: list[float]
+
+
+class Text(NamedTuple):
+  """What `sample_texts` gives; perplexity is that of `Drafts`, None for rules of one text."""
+
+  text: str
+  perplexity: float | None
 
 
 def power_of_two(n: int, least: int = 1) -> int:
@@ -52,100 +70,10 @@ def left_padded(
   return tokens, segments, positions
 
 
-def context_limit(architecture) -> int | None:
-  """Tokens that the model can see at most: the rows of its position table, or None where positions
-  go on without end.
-  """
-  return getattr(architecture.model.scheme.position, 'length', None)
-
-
-class Fixed:
-  """An object as a static argument of jit: equal only to itself, since parts compare equal whatever
-  they were built with.
-  """
-
-  def __init__(self, obj: Any):
-    self.obj = obj
-
-  def __hash__(self):
-    return id(self.obj)
-
-  def __eq__(self, other):
-    return isinstance(other, Fixed) and self.obj is other.obj
-
-
-def automatic(f):
-  """f, run with the partitioner in charge also on an explicit mesh: caches and gathered windows
-  have no sharding of their own to state.
-  """
-  if not shard.is_explicit():
-    return f
-  return jax.sharding.auto_axes(f, out_sharding=PartitionSpec())
-
-
 def least_rows() -> int:
   """Rows that a batch has at least: what the current mesh divides it over."""
   mesh = shard.mesh()
   return math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch']) if not mesh.empty else 1
-
-
-@functools.partial(jax.jit, static_argnames=('net', 'kind', 'length'))
-def prefill(
-  net: Fixed, variables, tokens_BP, segments_BP, positions_BP, *, kind: registry.Part, length: int
-):
-  """A cache for `length` tokens that holds the given ones. `kind` is the cache part."""
-
-  def fill(variables, tokens_BP, segments_BP, positions_BP):
-    cache = net.obj.init_cache(kind, tokens_BP.shape[0], length)
-    ctx = kinds.Ctx(positions_BT=positions_BP, segments_BT=segments_BP)
-    return net.obj.apply(variables, tokens_BP, ctx, cache).cache
-
-  return automatic(fill)(variables, tokens_BP, segments_BP, positions_BP)
-
-
-def step(architecture, variables, slot, tokens_B):
-  """(logits_BV, slot) after one more token in each row; a slot is (cache, positions_B)."""
-  cache, positions_B = slot
-  ctx = kinds.Ctx(
-    positions_BT=positions_B[:, None], segments_BT=jnp.ones_like(positions_B)[:, None]
-  )
-  outputs = architecture.apply(variables, tokens_B[:, None], ctx, cache)
-  return embedding.logits(outputs)[:, 0], (outputs.cache, positions_B + 1)
-
-
-@functools.partial(jax.jit, static_argnames=('net', 'rule', 'tokens'), donate_argnames='slot')
-def decode(
-  net: Fixed, variables, slot, last_B, keys_B, done_B, limit, eos, *, rule: str, tokens: int
-):
-  """(new tokens (B, tokens), slot): at most `limit` tokens, fewer when every row has met `eos` (-1
-  for none).
-
-  Columns after a row's end, and those that were never reached, are -1; the end token itself is
-  kept.
-  """
-  chosen = _base.rule(rule)
-
-  def loop(variables, slot, last_B, keys_B, done_B, limit, eos):
-    step_fns = (functools.partial(step, net.obj, variables),)
-
-    def go_on(carry):
-      t, _, done_B, _ = carry
-      return (t < limit) & ~jnp.all(done_B)
-
-    def advance(carry):
-      t, state, done_B, out_BT = carry
-      state, new_B = chosen.advance(
-        step_fns, state, jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-      )
-      out_BT = out_BT.at[:, t].set(jnp.where(done_B, -1, new_B))
-      return t + 1, state, done_B | (new_B == eos), out_BT
-
-    out_BT = jnp.full((last_B.shape[0], tokens), -1, jnp.int32)
-    first = (jnp.zeros((), jnp.int32), _base.State((slot,), last_B), done_B, out_BT)
-    _, state, _, out_BT = jax.lax.while_loop(go_on, advance, first)
-    return shard.shard(out_BT, None, None), state.caches[0]  # every process reads all of it
-
-  return automatic(loop)(variables, slot, last_B, keys_B, done_B, limit, eos)
 
 
 def row_keys(prompts: Sequence[Sequence[int]], seed: int):
@@ -168,27 +96,6 @@ def _folded(seed, marks_B, turns_B):
   return jax.vmap(one)(marks_B, turns_B)
 
 
-def check(architecture, prompts: Sequence[Sequence[int]], max_tokens: int):
-  """Raises ValueError or Unsupported where these prompts cannot be continued by so many tokens."""
-  architecture.model.require(
-    'cache', 'cannot decode token by token, so this model cannot generate text'
-  )
-  if max_tokens < 1:
-    raise ValueError(f'max_tokens={max_tokens}: at least 1 is expected')
-  limit, vocab = context_limit(architecture), architecture.model.vocab
-  for i, p in enumerate(prompts):
-    if not len(p):
-      raise ValueError(f'prompt {i} is empty: at least one token is needed to continue from')
-    if min(p) < 0 or max(p) >= vocab:
-      raise ValueError(f'prompt {i} holds a token outside 0 ... {vocab - 1}')
-    if limit is not None and len(p) + max_tokens > limit + 1:  # the last token is never fed
-      raise ValueError(
-        f'prompt {i} has {len(p)} tokens and {max_tokens} more are asked for, but the model has '
-        'positions for '
-        f'{limit}: shorten the prompt or ask for at most {max(0, limit + 1 - len(p))} tokens'
-      )
-
-
 def generate(
   architecture,
   variables,
@@ -199,54 +106,110 @@ def generate(
   seed: int = 0,
   eos: int | None = None,
   cache: str = 'full()',
-) -> list[np.ndarray]:
-  """New tokens for each prompt, int32, without the end token.
+  others: Sequence[tuple[Any, Any]] = (),
+  tokenizer=None,
+) -> list[Any]:
+  """New tokens for each prompt, int32, without the end token; `Drafts` for a rule of several texts.
 
   Args:
     architecture: with `model`; variables: its collections. prompts: ids, each at least one.
     max_tokens: new tokens at most. rule: decoding spec, e.g. 'top_k(k=40) | temperature(t=0.8)'.
       eos: the token that ends a row.
     cache: cache spec; 'window()' keeps memory flat for models whose every mixer has a window.
+    others: (architecture, variables) of further models, for rules that take several.
+    tokenizer: what the rule's own files are checked against.
 
   Raises:
-    ValueError: no prompt or an empty one, ids outside the vocabulary, more tokens than the model
-      has positions.
-    Unsupported: a mixer that cannot decode, a cache that does not suit it. SpecError: `rule` or
-      `cache` cannot be read.
+    ValueError: no prompt or an empty one, ids outside the vocabulary, more tokens than a model has
+      positions, models of different vocabularies, a file of the rule that cannot be read.
+    Unsupported: a mixer that cannot decode, a cache that does not suit it, a rule for another
+      number of models, or one that goes back where a model cannot. SpecError: `rule` or `cache`
+      cannot be read.
+  """
+  found = decoded(
+    [(architecture, variables), *others],
+    prompts,
+    max_tokens=max_tokens,
+    rule=rule,
+    seed=seed,
+    eos=eos,
+    cache=cache,
+    tokenizer=tokenizer,
+  )
+  return [] if found is None else [_result(*row, eos) for row in zip(*found[:2])]
+
+
+def decoded(
+  models: Sequence[tuple[Any, Any]],
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_tokens: int,
+  rule: str,
+  seed: int = 0,
+  eos: int | None = None,
+  cache: str = 'full()',
+  tokenizer=None,
+):
+  """(texts, scores, steps) of `decode_loop.Decoded`, numpy, a row for each prompt; scores are a
+  list of None for plain rules. None where there is no prompt. Else as `generate`.
   """
   if not len(prompts):
-    return []
-  rule, kind = str(registry.make_chain('decoding', rule)), registry.make('cache', cache)
-  check(architecture, prompts, max_tokens)
-  limit = context_limit(architecture)
-  columns = power_of_two(max(map(len, prompts)) - 1, SMALLEST_PROMPT)
-  columns = columns if limit is None else min(columns, limit)
+    return None
+  chain, kind = registry.make_chain('decoding', rule), registry.make('cache', cache)
+  architectures = [architecture for architecture, _ in models]
+  decode_checks.models(chain, architectures)
+  for architecture in architectures:
+    check(architecture, prompts, max_tokens)
+  made, vocab = _base.rule(chain), architectures[0].model.vocab
+  limits = [n for n in map(context_limit, architectures) if n is not None]
+  columns = min([power_of_two(max(map(len, prompts)) - 1, SMALLEST_PROMPT), *limits])
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
-  rows = power_of_two(len(prompts), least_rows())
-  spare = rows - len(prompts)
-  cached = prefill(
-    Fixed(architecture),
-    variables,
-    *left_padded([p[:-1] for p in prompts], columns, rows),
-    kind=kind,
-    length=columns + tokens,
+  size = columns + tokens + made.ahead
+  if made.ahead:
+    decode_checks.can_go_back(architectures, kind, size, made.ahead)
+  arrays = made.load(vocab, tokenizer)
+  batch = power_of_two(len(prompts), least_rows())
+  spare = batch - len(prompts)
+  padded = left_padded([p[:-1] for p in prompts], columns, batch)
+  nets = tuple(Fixed(architecture) for architecture in architectures)
+  slots = tuple(
+    prefill(net, variables, *padded, kind=kind, length=size, streams=made.streams)
+    for net, (_, variables) in zip(nets, models)
   )
-  positions_B = np.array([len(p) - 1 for p in prompts] + [0] * spare, np.int32)
-  last_B = np.array([p[-1] for p in prompts] + [0] * spare, np.int32)
-  keys_B = row_keys([*prompts, *[[]] * spare], seed)
-  out_BT, _ = decode(
-    Fixed(architecture),
-    variables,
-    (cached, jnp.asarray(positions_B)),
-    last_B,
-    keys_B,
-    np.arange(rows) >= len(prompts),
+  out, _ = decode(
+    nets,
+    tuple(variables for _, variables in models),
+    slots,
+    _base.Start(tails(prompts, made.tail, batch), np.int32(-1 if eos is None else eos), tokens),
+    arrays,
+    row_keys([*prompts, *[[]] * spare], seed),
+    np.arange(batch) >= len(prompts),
     max_tokens,
-    -1 if eos is None else eos,
-    rule=rule,
-    tokens=tokens,
+    rule=str(chain),
+    vocab=vocab if len(models) > 1 else None,
   )
-  return [_trim(row, eos) for row in np.asarray(out_BT)[: len(prompts)]]
+  n, none = len(prompts), [None] * len(prompts)
+  texts, scores, steps = jax.device_get((out.texts_BKT, out.scores_BK, out.steps_B))
+  return texts[:n], none if scores is None else scores[:n], steps[:n]
+
+
+def tails(prompts, columns: int, batch: int) -> np.ndarray:
+  """The last tokens of each prompt, -1 before its first; 0 in spare rows."""
+  out = np.full((batch, columns), -1, np.int32)
+  out[len(prompts) :] = 0
+  for r, p in enumerate(prompts):
+    out[r, -len(p) :] = p[-columns:]
+  return out
+
+
+def _result(texts_KT, scores_K, eos):
+  texts = [_trim(row, eos) for row in texts_KT]
+  if scores_K is None:
+    return texts[0]
+  real = np.isfinite(scores_K)
+  return Drafts(
+    [t for t, r in zip(texts, real) if r], np.exp(-scores_K[real].astype(np.float64)).tolist()
+  )
 
 
 def _trim(row, eos):
@@ -276,16 +239,32 @@ def prompt_ids(tokenizer, text: str, bos: bool) -> list[int]:
 
 
 def sample_texts(
-  run: Any, variables, prompts: Sequence[str], *, max_tokens: int, rule: str, seed: int = 0
-) -> list[str]:
-  """What the model of a run writes after each prompt, ended by the tokenizer's eos.
+  run: Any,
+  variables,
+  prompts: Sequence[str],
+  *,
+  max_tokens: int,
+  rule: str,
+  seed: int = 0,
+  others: Sequence[tuple[Any, Any]] = (),
+) -> list[list[Text]]:
+  """What the model of a run writes after each prompt, ended by the tokenizer's eos: one text, or
+  the drafts of a rule of several.
 
-  Prompts begin as the run's documents do (`data.bos`). Where the model has fewer positions than
-  prompt and `max_tokens` need, less is written. Raises as `generate` does.
+  Prompts begin as the run's documents do (`data.bos`). Where a model has fewer positions than
+  prompt and `max_tokens` need, less is written. `others` are (run, variables) of further models.
+  Raises as `generate` does, and where tokenizers differ.
   """
-  ids = [prompt_ids(run.tokenizer, p, run.config['data']['bos']) for p in prompts]
-  limit = context_limit(run.architecture)
-  if limit is not None:
+  tok = run.tokenizer
+  for other, _ in others:
+    if other.tokenizer.fingerprint() != tok.fingerprint():
+      raise ValueError(
+        f'the tokenizers {run.config["data"]["tokenizer"]} and {other.config["data"]["tokenizer"]} '
+        'differ: models that decode together need the same one'
+      )
+  ids = [prompt_ids(tok, p, run.config['data']['bos']) for p in prompts]
+  limits = [context_limit(r.architecture) for r in (run, *(r for r, _ in others))]
+  for limit in (n for n in limits if n is not None):
     max_tokens = max(1, min(max_tokens, limit + 1 - max(map(len, ids))))
   new = generate(
     run.architecture,
@@ -294,11 +273,14 @@ def sample_texts(
     max_tokens=max_tokens,
     rule=rule,
     seed=seed,
-    eos=run.tokenizer.eos,
+    eos=tok.eos,
+    others=[(r.architecture, v) for r, v in others],
+    tokenizer=tok,
   )
-  return [new_text(run.tokenizer, p, n) for p, n in zip(ids, new)]
+  drafts = [n if isinstance(n, Drafts) else Drafts([n], [None]) for n in new]
+  return [[Text(new_text(tok, p, t), x) for t, x in zip(*d)] for p, d in zip(ids, drafts)]
 
 
 def sample_text(run: Any, variables, prompt: str, **how) -> str:
-  """`sample_texts` for one prompt."""
-  return sample_texts(run, variables, [prompt], **how)[0]
+  """The (best) text of `sample_texts` for one prompt."""
+  return sample_texts(run, variables, [prompt], **how)[0][0].text

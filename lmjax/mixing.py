@@ -5,6 +5,9 @@ names itself (`due`), and told the held-out loss of each source then; what it we
 from the next step on. All that it remembers, and the stretch of the plan that is in force, is in
 the cursor of every checkpoint, so that a resume draws the same rows whenever it was stopped: a
 checkpoint of a step at which losses are due was written before them, and they are looked at again.
+
+Batches that are left out are left out as the weights at their first one draw them: a bad row of a
+source with little weight then may lie behind them.
 """
 
 import dataclasses

@@ -22,7 +22,18 @@ def main(argv: list[str] | None = None) -> int:
   p.add_argument(
     '--rule',
     default='top_p(p=0.9)',
-    help="greedy(), temperature(t=), top_k(k=), top_p(p=), min_p(p=), joined by '|'",
+    help='filters such as greedy(), temperature(t=), top_k(k=), top_p(p=), min_p(p=), joined by '
+    "'|'; or a rule of its own: mirostat(tau=), superposed_decoding(k=, ngrams=), and with a "
+    'second model contrastive_decoding(), speculative_decoding(gamma=, rule=)',
+  )
+  p.add_argument(
+    '--with',
+    dest='others',
+    action='append',
+    default=[],
+    metavar='RUN',
+    help='the run directory of a second model (amateur, draft) of the same tokenizer; may be given '
+    'several times',
   )
   p.add_argument('--seed', type=int, default=0)
   p.add_argument(
@@ -48,17 +59,26 @@ def sample(flags) -> int:
   run_lib.compilation_cache()
   run, params, vars, step = restore.load(flags.workdir, allow_code=flags.allow_code)
   progress.say(f'step {step} of {flags.workdir}')
+  others = []
+  for folder in flags.others:
+    other, other_params, other_vars, step = restore.load(folder, allow_code=flags.allow_code)
+    progress.say(f'step {step} of {folder}')
+    others.append((other, {'params': other_params, **other_vars}))
   prompts = flags.prompt or [run.config['sample']['prompt']]
-  texts = generate.sample_texts(
+  found = generate.sample_texts(
     run,
     {'params': params, **vars},
     prompts,
     max_tokens=flags.tokens,
     rule=flags.rule,
     seed=flags.seed,
+    others=others,
   )
-  for prompt, text in zip(prompts, texts):
-    print(prompt + text)
+  for prompt, texts in zip(prompts, found):
+    for n, (text, perplexity) in enumerate(texts, 1):
+      if perplexity is not None:
+        print(f'draft {n}, perplexity {perplexity:.3g} by its own scores:')
+      print(prompt + text)
     print('-' * 20 if len(prompts) > 1 else '', end='\n' if len(prompts) > 1 else '')
   return 0
 

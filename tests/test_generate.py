@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import _table
+from lmjax import decode_loop
 from lmjax import generate
 from lmjax import kinds
 from lmjax import specs
+from lmjax.decoding import _base
 from lmjax.nn import embedding
 from lmjax.parallel import mesh as mesh_lib
 
@@ -155,24 +157,25 @@ def test_the_loop_stops_when_all_rows_have_ended():
   net, variables = instance()
   first = generate.generate(net, variables, [[1, 2, 3]], max_tokens=1)[0][0]
   kind = generate.registry.make('cache', 'full()')
-  cache = generate.prefill(
+  slot = generate.prefill(
     generate.Fixed(net), variables, *generate.left_padded([[1, 2]], 16, 1), kind=kind, length=80
   )
-  keys = generate.row_keys([[1, 2, 3]], 0)
-  out, (cache, positions) = generate.decode(
-    generate.Fixed(net),
-    variables,
-    (cache, np.array([2], np.int32)),
-    np.array([3], np.int32),
-    keys,
+  assert slot[1].tolist() == [2]
+  out, ((_, positions),) = generate.decode(
+    (generate.Fixed(net),),
+    (variables,),
+    (slot,),
+    _base.Start(np.array([[3]], np.int32), np.int32(first), 64),
+    None,
+    generate.row_keys([[1, 2, 3]], 0),
     np.array([False]),
     50,
-    first,
     rule='greedy()',
-    tokens=64,
   )
   assert positions.tolist() == [3]
-  assert np.asarray(out)[0, 0] == first and (np.asarray(out)[0, 1:] == -1).all()
+  texts = np.asarray(out.texts_BKT)
+  assert texts.shape == (1, 1, 64) and texts[0, 0, 0] == first and (texts[0, 0, 1:] == -1).all()
+  assert out.scores_BK is None and out.steps_B.tolist() == [1]
 
 
 def test_lengths_within_a_bucket_share_one_program():
@@ -261,3 +264,59 @@ def test_a_prompt_begins_as_documents_do():
   assert generate.prompt_ids(Letters(), 'ab', True) == [8, 0, 1]
   assert generate.prompt_ids(Letters(), 'ab', False) == [0, 1]
   assert generate.prompt_ids(Letters(), '', False) == [8]
+
+
+@pytest.mark.parametrize(
+  'new, eos, limit, want, count, ended',
+  [
+    ([5, 6, 7], -1, 9, [1, 2, 5, 6, 7, -1], 5, False),
+    ([5, 6, -1], -1, 9, [1, 2, 5, 6, -1, -1], 4, False),
+    ([5, 6, 7], 6, 9, [1, 2, 5, 6, -1, -1], 4, True),
+    ([6, 6, 7], 6, 9, [1, 2, 6, -1, -1, -1], 3, True),
+    ([5, 6, 7], 6, 3, [1, 2, 5, -1, -1, -1], 3, True),
+    ([5, 6, 7], -1, 5, [1, 2, 5, 6, 7, -1], 5, True),
+    ([-1, -1, -1], -1, 9, [1, 2, -1, -1, -1, -1], 2, False),
+  ],
+)
+def test_what_a_step_adds(new, eos, limit, want, count, ended):
+  """Of several tokens at once: up to eos, up to the limit, and another row's number is its own."""
+  out = np.array([[1, 2, -1, -1, -1, -1], [3, -1, -1, -1, -1, -1]], np.int32)
+  got, counts, done = decode_loop.write(
+    jnp.asarray(out), jnp.int32([2, 1]), jnp.int32([new, [4, -1, -1]]), eos, limit
+  )
+  assert got.tolist() == [want, [3, 4, -1, -1, -1, -1]] and counts.tolist() == [count, 2]
+  assert done.tolist() == [ended, False]
+
+
+class Other(Letters):
+  def __init__(self, mark):
+    self.mark = mark
+
+  def fingerprint(self):
+    return self.mark
+
+
+def test_models_that_decode_together_have_one_tokenizer():
+  ours, theirs = run('rope()', False), run('rope()', False)
+  ours.tokenizer, theirs.tokenizer = Other('a'), Other('b')
+  for r, name in ((ours, 'letters()'), (theirs, 'bytes()')):
+    r.config['data']['tokenizer'] = name
+  how = dict(max_tokens=4, rule='contrastive_decoding(beam=1)')
+  with pytest.raises(ValueError, match=r'letters\(\) and bytes\(\) differ') as e:
+    generate.sample_texts(ours, {}, ['abc'], others=[(theirs, {})], **how)
+  assert '\n' not in str(e.value)
+
+
+def test_text_of_two_models_and_of_drafts():
+  """Through text: the second model is used, and drafts come with their perplexities."""
+  ours = run('rope()', False)
+  ours.tokenizer = Other('a')
+  variables = instance(position='rope()')[1]
+  ask = lambda rule, **k: generate.sample_texts(
+    ours, variables, ['abc'], max_tokens=8, rule=rule, **k
+  )[0]
+  spec = 'contrastive_decoding(beam=1, alpha=1.0)'
+  (text,) = ask(spec, others=[(ours, variables)])
+  assert text == ask('greedy()')[0] and text.perplexity is None
+  drafts = ask('superposed_decoding(alpha=0.0, temperature=5.0)')
+  assert len(drafts) == 3 and all(d.perplexity >= 1 for d in drafts)

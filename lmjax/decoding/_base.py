@@ -1,7 +1,11 @@
 """What decoding rules share: one step of the model, the rule's own filter, one draw for each row.
 
 A rule that only reshapes the distribution defines `filter`; `rule` reads a spec and joins several
-by `|`, applied from left to right.
+by `|`, applied from left to right. A rule that keeps something from step to step overrides `init`
+and `advance` (`State.own`), one that keeps several texts at once `streams` and `finish` too.
+
+Axes: B rows, R = B * streams rows of the caches, C tokens of the prompt, N tokens of a step, K
+texts, T new tokens.
 """
 
 from typing import Any, Sequence
@@ -17,22 +21,53 @@ from lmjax import registry
 @struct.dataclass
 class State:
   """caches: one per model, whatever its step function takes and gives. tokens_B: the last tokens,
-  not yet fed to the models.
+  not yet fed to the models. own: what the rule keeps, a pytree, or None.
   """
 
   caches: tuple
   tokens_B: jax.Array
+  own: Any = None
+
+
+@struct.dataclass
+class Start:
+  """What a rule may know before the first step.
+
+  tail_BC: the end of each prompt, -1 before its first token; C is the rule's `tail`. eos: the
+  token that ends a text, -1 for none. length: columns T of the output, static.
+  """
+
+  tail_BC: jax.Array
+  eos: jax.Array
+  length: int = struct.field(pytree_node=False)
 
 
 class Rule:
-  """Draws from softmax(filter(logits)). The plain rule changes nothing."""
+  """Draws from softmax(filter(logits)). The plain rule changes nothing.
+
+  Attributes:
+    tail: tokens of the prompt that `init` wants to see, the last one included.
+    streams: rows that the caches have for each prompt, equal at the start.
+    ahead: tokens that are fed to a model beyond those that become text, by which it goes back.
+  """
+
+  tail, streams, ahead = 1, 1, 0
+
+  def load(self, vocab: int, tokenizer=None) -> Any:
+    """Arrays that the rule reads, a pytree given to `init`. Raises ValueError naming the file."""
+    del vocab, tokenizer
+
+  def init(self, step_fns, caches: tuple, start: Start, arrays) -> State:
+    """The state before the first step: caches of all but the last token of each prompt."""
+    del step_fns, arrays
+    return State(caches, start.tail_BC[:, -1])
 
   def filter(self, logits_BV):
     """Logits after the rule; excluded tokens are -inf, at least one token is kept."""
     return logits_BV
 
   def advance(self, step_fns, state: State, rng) -> tuple[State, jax.Array]:
-    """One token for each row.
+    """At least one token for each row.
 
     Args:
       step_fns: one function (cache, tokens_B) -> (logits_BV, cache).
@@ -40,7 +75,8 @@ class Rule:
       rng: one key for each row (B,), so that a row draws the same alone and in any batch.
 
     Returns:
-      the next state and its tokens_B, int32.
+      the next state and what joins the text, int32: tokens_B, or (B, N) with -1 behind a row's
+      last; -1 alone where `finish` gives the text.
     """
     if len(step_fns) != 1:
       raise kinds.Unsupported(
@@ -48,7 +84,17 @@ class Rule:
       )
     logits_BV, cache = step_fns[0](state.caches[0], state.tokens_B)
     tokens_B = draw(self.filter(logits_BV.astype(jnp.float32)), rng)
-    return State((cache,), tokens_B), tokens_B
+    return state.replace(caches=(cache,), tokens_B=tokens_B), tokens_B
+
+  def done(self, state: State):
+    """Rows (B,) that have nothing more to write, besides those that met eos in their text."""
+    return jnp.zeros((), bool)
+
+  def finish(self, state: State):
+    """None, or what takes the place of the text: (texts_BKT, scores_BK or None), the best first;
+    -1 behind a text's last token, a score of -inf where there is no text.
+    """
+    return None
 
 
 class Chained(Rule):
@@ -73,21 +119,31 @@ def keep(logits_BV, mask_BV):
   return jnp.where(mask_BV, logits_BV, -jnp.inf)
 
 
-def rule(spec: 'str | registry.Chain') -> Any:
+def rule(spec: 'str | registry.Chain | registry.Part') -> Any:
   """The rule of a spec such as 'top_k(k=40) | temperature(t=0.8)'. Raises SpecError; Unsupported
   where a part cannot be chained.
   """
   chain = registry.make_chain('decoding', spec) if isinstance(spec, str) else spec
-  made = [(name, part()) for name, part in chain.items()]
+  parts = [(chain.name, chain)] if isinstance(chain, registry.Part) else chain.items()
+  made = [(name, part()) for name, part in parts]
   if len(made) == 1:
     return made[0][1]
   for name, r in made:
-    if not hasattr(r, 'filter') or not _only_filters(r):
+    if not is_filter(r):
       raise kinds.Unsupported(
         f'decoding {name} does more than filter logits, so it cannot be joined with others by |'
       )
   return Chained([r for _, r in made])
 
 
-def _only_filters(r) -> bool:
-  return getattr(type(r), 'advance', None) in (None, Rule.advance)
+def inner(spec: 'registry.Chain | registry.Part') -> Rule:
+  """The rule that another one holds. Raises ValueError unless it only filters."""
+  made = None if spec is None else rule(spec)
+  if made is None or not is_filter(made):
+    raise ValueError(f'rule={spec}: filters such as greedy() or top_p(p=0.9) are expected')
+  return made
+
+
+def is_filter(r) -> bool:
+  """Whether a rule is no more than its `filter`."""
+  return hasattr(r, 'filter') and getattr(type(r), 'advance', None) in (None, Rule.advance)

@@ -18,8 +18,8 @@ the likelihood (z-loss, smoothing, losses of parts) is added as it is, weighed b
 
 `reference` is the directory of a finished run of the same model and tokenizer, trained on uniform
 weights. Its variables are the collection `reference` of this run: loaded once, before the first
-step, never changed, and saved with the rest, which costs a quarter more than parameters and Adam's
-moments and makes a resume independent of that directory. The reference costs a forward pass.
+step, never changed, and saved with the rest: a third more than parameters and Adam's moments take,
+for a resume that does not need that directory. The reference costs a forward pass.
 """
 
 import dataclasses

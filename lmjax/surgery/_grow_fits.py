@@ -32,7 +32,7 @@ def check(old, new):
         )
 
 
-LIKE = 'models that differ in width and depth alone are expected'
+LIKE = 'models that differ in width, hidden units and numbers of heads and layers are expected'
 
 
 def _parts(old, new):

@@ -82,11 +82,6 @@ class _Plan:
         f'{name(keys)} has the axis {axis_name!r}: full matrices of a transformer are expected, '
         f'whose axes are {", ".join(GROWING + FIXED)}'
       )
-    if axis_name == 'head_dim' and old != new:
-      raise ValueError(
-        f'head_dim is {old} there and {new} here ({name(keys)}): heads grow in number, hence the '
-        'same head_dim is expected'
-      )
     if new < old:
       raise ValueError(
         f'{name(keys)} has shape {leaf.old} there and {leaf.new} here: a model that is nowhere '

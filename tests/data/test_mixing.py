@@ -24,7 +24,7 @@ from lmjax.data.mixtures import aioli as aioli_lib
 from lmjax.objectives import clm
 from lmjax.tracking import read_metrics
 
-NAMES = ('jsonl', 'jsonl_2', 'jsonl_3')
+NAMES, SLOW = ('jsonl', 'jsonl_2', 'jsonl_3'), pytest.mark.slow
 A2 = np.array([[0.01, 0.002], [0.001, 0.008]])
 
 
@@ -269,12 +269,14 @@ def mixed():
 
 def test_taken_up_from_a_cursor_it_goes_on_alike(monkeypatch):
   monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
-  one, two = mixed(), mixed()
+  one = mixed()
   found = [[1.0, 3.0], [0.1, 0.7], [5.0, 1e-13]]
   for i, losses in enumerate(found):
-    due = one.due
+    due, two = one.due, mixed()
+    two.take_up(json.loads(json.dumps(one.cursor())))
+    before = range((due - 1) * 4, due * 4)
+    assert [one.plan.place(r) for r in before] == [two.plan.place(r) for r in before], i
     one.look(due * 4, losses)
-    two.take_up(json.loads(json.dumps(two.cursor())))
     two.look(due * 4, losses)
     assert two.cursor() == one.cursor()
     rows = range(due * 4, due * 4 + 500)
@@ -295,6 +297,26 @@ def test_weights_that_stay_leave_the_plan_as_it_is(monkeypatch):
   one, plain = mixed(), mixed().plan
   one.look(12, [2.0, 2.0])
   assert [one.plan.place(r) for r in range(99)] == [plain.place(r) for r in range(99)]
+
+
+def test_a_look_takes_the_first_rows_of_each_source(monkeypatch):
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+  import _stores
+
+  stores = [_stores.documents([n] * 9) for n in (40, 5, 30)]
+  made = lambda most: plan_lib.Sequential(
+    stores, row_tokens=16, lookahead=1, rows_per_step=4, most=most
+  )
+  whole, some = made(0), made(4)
+  key = lambda row: (row.source, row.spans.tolist())
+  by = [
+    [key(r) for r in map(whole.row, range(whole.total_rows)) if r.source == s] for s in range(3)
+  ]
+  assert len(by[1]) == 3 and some.total_rows == 4 + 3 + 4
+  got = [key(some.row(r)) for r in range(some.total_rows)]
+  assert got == by[0][:4] + by[1] + by[2][:4]
+  assert some.row(11).source == -1 and len(some) == 3
+  assert len({whole.fingerprint(), some.fingerprint(), made(5).fingerprint()}) == 3
 
 
 # ---- runs
@@ -362,7 +384,7 @@ def same(straight, workdir, steps=18):
     assert mine == theirs != [], kind
 
 
-@pytest.mark.parametrize('step', [3, 6, 8])
+@pytest.mark.parametrize('step', [pytest.param(3, marks=SLOW), 6, pytest.param(8, marks=SLOW)])
 def test_stopped_and_resumed_equals_straight(straight, data, tmp_path, capsys, step):
   """At 6 and 8 a look is due: the checkpoint is from before it, its line from behind it."""
   workdir = tmp_path / 'w'
@@ -419,6 +441,7 @@ def sources(data):
   return {n: call for n, (_, call) in specs.weighted(resolved).items()}
 
 
+@SLOW
 def test_the_graph_of_three_runs_and_a_run_on_it(data, tmp_path, capsys):
   runs = [tmp_path / n for n in NAMES]
   how = dict(steps=4, model__depth=1, micro_batches=1, data__valid=data)
@@ -527,18 +550,19 @@ class Poisoned(clm.Clm):
     return out._replace(sum=out.sum + jnp.where(bad, jnp.nan, 0.0))
 
 
-def test_a_rewind_goes_back_to_the_weights_of_then(tmp_path, capsys):
-  """Behind looks that are undone; the same as leaving those batches out from the start."""
-  data = unweighted(_runs.texts(tmp_path, poison='~ a cat'))
-  how = dict(
-    objective='test_mixing:Poisoned()', checkpoint_every=1, bad_steps__limit=1, steps=20, seed=5
-  )
-  back = dict(bad_steps__rewind=3, bad_steps__skip=6)
-  assert run(tmp_path / 'one', data, **how, **back) == 0
+@SLOW
+@pytest.mark.parametrize('poison, seed, skip, first', [('~ a cat', 5, 40, 10), ('~ ' * 8, 0, 6, 0)])
+def test_a_rewind_goes_back_to_the_weights_of_then(tmp_path, capsys, poison, seed, skip, first):
+  """Behind looks that are undone, or to the first step; the same as leaving those batches out from
+  the start.
+  """
+  data = unweighted(_runs.texts(tmp_path, poison=poison))
+  how = dict(objective='test_mixing:Poisoned()', checkpoint_every=1, bad_steps__limit=1, steps=20)
+  back = dict(bad_steps__rewind=3, bad_steps__skip=skip)
+  assert run(tmp_path / 'one', data, seed=seed, **how, **back) == 0
   said = capsys.readouterr().err
-  assert 'rewind to step' in said, 'the poison was met'
+  assert f'rewind to step {first} after' in said, 'the poison was met'
   made = json.loads((tmp_path / 'one/skips.json').read_text())
-  assert made[0]['start'] > 8, 'looks lie before it and behind'
   flag = '--skip_batches=' + ', '.join(f'{e["start"]}:{e["stop"]}' for e in made)
-  assert run(tmp_path / 'two', data, flag, **how) == 0
+  assert run(tmp_path / 'two', data, flag, seed=seed, **how) == 0
   same(tmp_path / 'two', tmp_path / 'one', 20)

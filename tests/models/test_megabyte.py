@@ -314,10 +314,9 @@ def compare(blocks, segments, cache_spec='full()', **given):
   _table.close(got[real], whole(tokens, segments, **given)[real])
 
 
-@pytest.mark.parametrize('name', ['cross', 'conv'])
-def test_what_follows_a_prompt_byte_by_byte_is_the_whole_row(name):
+def test_what_follows_a_prompt_byte_by_byte_is_the_whole_row():
   """The prompts end at different places of their patches."""
-  compare([18] + [1] * 6, RAGGED, **CACHED[name])
+  compare([18] + [1] * 6, RAGGED, **CACHED['cross'])
 
 
 def test_a_ring_holds_the_window_of_patches():
@@ -369,9 +368,9 @@ def test_where_no_row_ends_a_patch_the_global_model_does_not_run():
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [3, 3, 7, 1]]
 
 
-@pytest.mark.parametrize('name', ['cross'])
-def test_what_is_generated_is_the_argmax_of_the_whole_row_alone_and_in_any_batch(name):
-  given = dict(CACHED[name], length=STEPS)
+@pytest.mark.slow
+def test_what_is_generated_is_the_argmax_of_the_whole_row_alone_and_in_any_batch():
+  given = dict(CACHED['cross'], length=STEPS)
   net, variables = made(**given)
   new = generate.generate(net, variables, PROMPTS, max_tokens=9)
   for p, n in zip(PROMPTS, new):
@@ -410,6 +409,7 @@ def slope(variables, **given):
   return jax.value_and_grad(f)(variables)
 
 
+@pytest.mark.slow
 def test_neither_unrolling_nor_recomputing_changes_loss_or_gradient():
   text = spec(ONE, cross_patch_attention=2)
   _, variables = made(text=text)
@@ -486,7 +486,7 @@ def mesh_slope(params, vars, mesh=None):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
-@pytest.mark.parametrize('name', MESHES)
+@pytest.mark.parametrize('name', [pytest.param('auto', marks=pytest.mark.slow), 'explicit'])
 def test_a_mesh_changes_neither_loss_nor_gradient(name):
   params, vars, want = alone()
   mesh = mesh_lib.make(MESHES[name])

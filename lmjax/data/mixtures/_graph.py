@@ -26,7 +26,7 @@ from lmjax.data.mixtures import _match
 
 def read(path: str) -> tuple[dict[str, str], np.ndarray]:
   """({name: spec}, float64 (m, m)) of a file. Raises ValueError naming the file."""
-  found = files.read_json(pathlib.Path(path).expanduser())
+  found = files.read_json(files.expanded(path))
   found = found if isinstance(found, dict) else {}
   sources, graph = found.get('sources'), found.get('graph')
   named = isinstance(sources, dict) and all(isinstance(s, str) for s in sources.values())

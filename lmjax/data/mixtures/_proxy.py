@@ -1,5 +1,6 @@
 """What a proxy run has learnt, from its directory."""
 
+from lmjax import files
 from lmjax import rundir
 from lmjax import tracking
 from lmjax.data.mixtures import _match
@@ -9,6 +10,7 @@ KEY = 'mean_weight/'
 
 def read(run: str, where: str) -> tuple[dict[str, str], dict[str, float]]:
   """({name: spec}, {name: average weight}) of a finished proxy run. Raises ValueError."""
+  run = files.expanded(run)
   config = rundir.read_config(run)
   sources = _match.sources(config['data']['train'])
   lines = [x for x in tracking.read_metrics(rundir.local(run)) if x['kind'] == 'train']

@@ -1,0 +1,72 @@
+"""What is refused before anything of a generation is compiled."""
+
+import functools
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from lmjax import decode_loop
+from lmjax import kinds
+from lmjax import registry
+
+
+def check(architecture, prompts: Sequence[Sequence[int]], max_tokens: int):
+  """Raises ValueError or Unsupported where these prompts cannot be continued by so many tokens."""
+  architecture.model.require(
+    'cache', 'cannot decode token by token, so this model cannot generate text'
+  )
+  if max_tokens < 1:
+    raise ValueError(f'max_tokens={max_tokens}: at least 1 is expected')
+  limit, vocab = decode_loop.context_limit(architecture), architecture.model.vocab
+  for i, p in enumerate(prompts):
+    if not len(p):
+      raise ValueError(f'prompt {i} is empty: at least one token is needed to continue from')
+    if min(p) < 0 or max(p) >= vocab:
+      raise ValueError(f'prompt {i} holds a token outside 0 ... {vocab - 1}')
+    if limit is not None and len(p) + max_tokens > limit + 1:  # the last token is never fed
+      raise ValueError(
+        f'prompt {i} has {len(p)} tokens and {max_tokens} more are asked for, but the model has '
+        'positions for '
+        f'{limit}: shorten the prompt or ask for at most {max(0, limit + 1 - len(p))} tokens'
+      )
+
+
+def models(chain: registry.Chain, architectures: Sequence[Any]):
+  """Raises Unsupported where a rule takes another number of models, or asks of one what it cannot;
+  ValueError where their vocabularies differ.
+  """
+  parts = [part for _, part in chain.items()]
+  wanted = max(part.fact('models') for part in parts)
+  if len(architectures) != wanted:
+    words = f'{wanted} model' + 's' * (wanted > 1)
+    were = '1 was' if len(architectures) == 1 else f'{len(architectures)} were'
+    raise kinds.Unsupported(
+      f'decoding {parts[0].name} takes {words}, {were} given; those beside the model itself are '
+      '`others`, on the command line --with=RUN for each'
+    )
+  for other in architectures[1:]:
+    if other.model.vocab != architectures[0].model.vocab:
+      raise ValueError(
+        f'the models have {architectures[0].model.vocab} and {other.model.vocab} tokens: decoding '
+        f'{parts[0].name} needs one tokenizer for all'
+      )
+  for part in parts if any(part.fact('rewinds') for part in parts) else ():
+    for architecture in architectures:
+      for name, mixer in architecture.model.mixers():
+        if mixer.fact('recurrent'):
+          raise kinds.Unsupported(
+            f'config.model.blocks.{name}.mixer={mixer} keeps a state that cannot go back to an '
+            f'earlier token, which decoding {part.name} asks for'
+          )
+
+
+def can_go_back(architectures: Sequence[Any], kind: registry.Part, length: int, most: int):
+  """Raises Unsupported where caches of this kind cannot go back by `most` tokens."""
+
+  def trial(architecture):
+    row = jnp.zeros(1, jnp.int32)
+    return decode_loop.back((architecture.init_cache(kind, 1, length), row), row, most)
+
+  for architecture in architectures:
+    jax.eval_shape(functools.partial(trial, architecture))

@@ -1,0 +1,90 @@
+"""A real pretrained model in fewer bits: perplexity of TinyStories before and after each method,
+and with planted outlier features, which only the decomposition of LLM.int8() stands.
+"""
+
+import importlib.util
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from lmjax import quantize
+from lmjax.interop import llama2c
+
+pytestmark = pytest.mark.slow
+SCRIPT = pathlib.Path(__file__).parents[2] / 'experiments' / 'quantization' / 'stories15m.py'
+
+# method -> least and largest change of the perplexity, percent
+PLAIN = {
+  'rtn(bits=8)': (-0.5, 0.5),
+  'rtn(bits=4)': (10, 32),
+  'rtn(bits=3)': (120, 300),
+  'gptq(bits=4)': (2, 16),
+  'gptq(bits=3)': (20, 130),
+  'llm_int8()': (-0.5, 0.5),
+}
+
+
+@pytest.fixture(scope='module')
+def script():
+  spec = importlib.util.spec_from_file_location('stories15m_script', SCRIPT)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope='module')
+def changes(script, test_data, tmp_path_factory):
+  """Runs methods: (source, methods) -> {method: (change in percent, what was found)}."""
+
+  def run(planted, methods):
+    source, before, out = tmp_path_factory.mktemp('stories') / 'run', None, {}
+    script.run_directory(test_data, source, planted=planted)
+    (source / 'tokens').mkdir()
+    for i, method in enumerate(methods):
+      target = source.with_name(str(i))
+      found = quantize.quantize(str(source), method, str(target), rows=32, before=before)
+      before, after = found['loss']
+      out[method] = 100 * math.expm1(after['nll'] - before['nll']), found
+      print(f'{method}: {before["nll"]:.4f} -> {after["nll"]:.4f} nats, {out[method][0]:+.2f} %')
+    return out
+
+  return run
+
+
+def test_perplexity_before_and_after(changes):
+  found = changes(False, PLAIN)
+  for method, (least, most) in PLAIN.items():
+    assert least <= found[method][0] <= most, method
+  assert abs(found['rtn(bits=8)'][1]['loss'][0]['nll'] - 1.512) < 0.01
+  for bits in (3, 4):
+    assert found[f'gptq(bits={bits})'][0] < 0.7 * found[f'rtn(bits={bits})'][0]
+    errors = [found[f'{m}(bits={bits})'][1]['errors'] for m in ('gptq', 'rtn')]
+    mean = [np.mean([v for e in x for v in e.values()]) for x in errors]
+    assert mean[0] < 0.75 * mean[1]
+  before, after = found['rtn(bits=4)'][1]['bytes']
+  matrices = 6 * (4 * 288 * 288 + 3 * 288 * 768)
+  assert before - after > matrices * (4 - 0.51)
+
+
+def test_planted_outliers_change_nothing_but_the_numbers(script, test_data):
+  _, variables = llama2c.load(str(test_data / 'checkpoints' / 'stories15M'))
+  old, new = variables['params'], script.plant(variables['params'])
+  old, new = (p['segment_0']['0_block'] for p in (old, new))
+  for norm, part, name in (('norm_mixer', 'mixer', 'k'), ('norm_ffn', 'ffn', 'gate')):
+    gains = new[norm]['scale'] / old[norm]['scale']
+    assert sorted(np.unique(np.round(gains, 3)).tolist()) == [1.0, 50.0]
+    products = [
+      np.einsum('nd,nd...->nd...', p[norm]['scale'], p[part][name]['kernel']) for p in (new, old)
+    ]
+    np.testing.assert_allclose(*products, rtol=1e-5)
+
+
+def test_only_the_decomposition_stands_planted_outliers(changes):
+  methods = ('llm_int8(keep=8)', 'llm_int8(tau=None)', 'llm_int8(tau=None, scaling="tensor")')
+  found = changes(True, methods)
+  assert abs(found['llm_int8(keep=8)'][0]) < 0.5
+  assert all(found[m][0] > 0.5 for m in methods[1:])
+  outliers = found['llm_int8(keep=8)'][1]['outliers']
+  assert {7, 100, 250} <= set(outliers) and len(outliers) < 30
