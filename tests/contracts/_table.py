@@ -150,6 +150,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     'doge(inner=clm(z_loss=0.01))',
     'headless_cwt()',
     'headless_cwt(inner=mlm(rate=0.4), block=4)',
+    'sub_models(every=1)',
   ),
 }
 

@@ -409,6 +409,11 @@ def test_batches_left_out_go_with_it(straight, data, tmp_path, capsys):
   assert 'resumed at step 6' in capsys.readouterr().err
   same(one, two)
   assert _runs.same_arrays(_runs.arrays(one, 18), _runs.arrays(straight, 18)), 'they were left out'
+  cursors = [_runs.Checkpointer(w / 'checkpoints').cursor(18) for w in (straight, one)]
+  begins = [c['mixture']['piece']['first_row'] for c in cursors]
+  assert begins == [16 * 8, (16 + 3) * 8], (
+    'weights hold from the batch on that is next, 8 rows each'
+  )
 
 
 def test_other_held_out_data_are_refused(straight, data, tmp_path, capsys):

@@ -413,7 +413,7 @@ def test_without_carry_the_optimizer_begins_anew():
 @pytest.mark.parametrize(
   'small, big, words',
   [
-    ({}, dict(blocks__block__mixer='gqa(head_dim=16)'), 'head_dim=8.* there and .*head_dim=16.* here'),
+    ({}, dict(blocks__block__mixer='gqa(head_dim=16)'), 'head_dim=8.* there .*head_dim=16.* here'),
     (dict(blocks__block__ffn='gelu()'), dict(blocks__block__ffn='swiglu()'), 'blocks.block.ffn'),
     ({}, dict(blocks__block__norm='layer_norm()'), 'blocks.block.norm'),
     ({}, dict(final_norm=''), 'config.model.final_norm is .* there and nothing here'),
