@@ -122,3 +122,20 @@ def devices(run: Any, mesh):
       f'not divide over {n} devices, '
       + ' x '.join(f'config.mesh.{a}={mesh.shape[a]}' for a in axes)
     )
+
+
+def trained(run: Any):
+  """What is trained must be trainable, and what samples along the way needs no other model."""
+  linear = run.model.scheme.linear
+  if not linear.fact('trained'):
+    raise ConfigError(
+      f'config.model.linear={linear} keeps matrices that are not trained; it is for runs that '
+      'python -m lmjax.quantize wrote, to be evaluated and sampled'
+    )
+  rule = registry.make_chain('decoding', run.config['sample']['rule'])
+  for name, part in rule.items():
+    if part.fact('models') > 1 and run.config['sample']['tokens']:
+      raise ConfigError(
+        f'config.sample.rule={run.config["sample"]["rule"]!r}: {name} takes {part.fact("models")} '
+        'models, and a run samples from its own; python -m lmjax.sample --with=RUN takes others'
+      )

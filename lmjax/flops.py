@@ -63,7 +63,8 @@ def per_token(run: Any) -> Flops:
   tied = run.model.embed.fact('tied')
   matrices = full = causal = 0.0
   for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
-    if not fact.is_matrix or fact.role == 'position' or (fact.role == 'embed' and not tied):
+    looked_up = fact.role == 'embed' and not (tied and keys[0] == 'embed')
+    if not fact.is_matrix or fact.role == 'position' or looked_up:
       continue
     matrices += 2.0 * active(fact, shape) * fact.work * uses(keys, passes)
   for p in passes:

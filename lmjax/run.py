@@ -59,6 +59,7 @@ def train(
   with stop_lib.Stop() as stop:
     tasks(resolved['eval']['tasks'], 'eval.tasks')  # a missing file is no surprise at the end
     run = build_lib.build(resolved)
+    checks.trained(run)
     mesh = build_lib.mesh(resolved)
     checks.devices(run, mesh)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):

@@ -7,7 +7,8 @@ A, G, H = (
   'tests/evals/test_glue_files.py',
   'tests/evals/test_glue_finetuning.py',
 )
-U = 'tests/data/test_ul2.py'
+U, X, Y = 'tests/data/test_ul2.py', 'tests/data/test_mixing.py', 'tests/models/test_megabyte.py'
+Q, D, S = 'tests/quantizers/test_', 'tests/decoding/test_', 'tests/surgery/test_bert2bert.py'
 E, B, P, R = (
   M + 'encoder_decoder.py',
   M + 'base_layers.py',
@@ -179,5 +180,139 @@ METHODS = (
     'range(TUNING, TUNING + self._part.tuning_seeds)',
     'range(self._part.tuning_seeds)',
     H,
+  ),
+)
+
+MORE = (
+  ('objectives/doremi.py', 'nll_BL - ref_BL', 'nll_BL', J + 'doremi.py'),
+  (
+    'objectives/doremi.py',
+    "jnp.maximum(found_M, 0.0), memory['excess'])",
+    'jnp.maximum(found_M, 0.0), 0.0)',
+    J + 'doremi.py',
+  ),
+  (
+    'objectives/_domains.py',
+    "memory['mean'] + (alpha_M - memory['mean']) / count.astype(jnp.float32)",
+    'alpha_M',
+    J + 'doremi.py',
+  ),
+  (
+    'objectives/doge.py',
+    'split(slice(0, m)), split(slice(m, None))',
+    'split(slice(m, None)), split(slice(0, m))',
+    J + 'doge.py',
+  ),
+  ('objectives/doge.py', '(along - jax.lax.stop_gradient(along))', 'along', J + 'doge.py'),
+  ('data/mixtures/aioli.py', 'self.eta * B.sum(0)', 'self.eta * B.sum(1)', X),
+  ('data/mixtures/aioli.py', 'np.linalg.solve(P, G.T).T', 'G', X),
+  ('data/mixtures/skill_it.py', "state['graph'] @ by", "state['graph'].T @ by", X),
+  (
+    'mixing.py',
+    'self.plan = self._base.beginning(plan_lib',
+    'plan_lib.Plan.beginning(self._base, plan_lib',
+    X,
+  ),
+  ('feed.py', 'None if due is None else due - step', 'None', X),
+  ('models/architectures/_megabyte.py', 'widened(a, p - 1, 0)[:, : a.shape[1]]', 'a', Y),
+  (
+    'models/architectures/_megabyte.py',
+    'own_BKP = own_BKP == own_BKP[..., -1:]',
+    'own_BKP = own_BKP > 0',
+    Y,
+  ),
+  (
+    'models/architectures/megabyte.py',
+    'slices_BKPL = jnp.where(own_BKP[..., None], slices_BKPL, 0)',
+    'pass',
+    Y,
+  ),
+  ('models/architectures/megabyte.py', '% self.patch < half', '% self.patch <= half', Y),
+  ('quantizers/_grid.py', '(-1, group or size, outs)', '(-1, outs, group or size)', Q + 'rtn.py'),
+  ('quantizers/gptq.py', 'w = w - errors @ jnp.where(later, rows, 0.0)', 'pass', Q + 'gptq.py'),
+  ('quantizers/gptq.py', 'fixed=self.act_order', 'fixed=True', Q + 'gptq.py'),
+  (
+    'models/linears/int8.py',
+    'jnp.where(outlier_I, 0.0, x32), codes_IO',
+    'x32, codes_IO',
+    Q + 'llm_int8.py',
+  ),
+  ('decoding/mirostat.py', '2 * self.tau, jnp.float32', 'self.tau, jnp.float32', D + 'mirostat.py'),
+  (
+    'decoding/contrastive_decoding.py',
+    'likely_RV >= best_R1',
+    '-less_RV >= best_R1',
+    D + 'contrastive_decoding.py',
+  ),
+  (
+    'decoding/superposed_decoding.py',
+    'logp_BKN - self.penalty',
+    'logp_BKN',
+    D + 'superposed_decoding.py',
+  ),
+  (
+    'decoding/_ngrams.py',
+    'inside = at + n <= ends[at]',
+    'inside = at + n <= len(ids)',
+    D + 'ngrams.py',
+  ),
+  (
+    'decoding/speculative_decoding.py',
+    'rest_BV = jnp.maximum(p_BV - q_BV, 0)',
+    'rest_BV = p_BV',
+    D + 'speculative_decoding.py',
+  ),
+  (
+    'decoding/speculative_decoding.py',
+    'keys[:, gamma + 1])',
+    'keys[:, gamma])',
+    D + 'speculative_decoding.py',
+  ),
+  (
+    'decode_loop.py',
+    '& ~after_BN & (columns_BN < limit)',
+    '& (columns_BN < limit)',
+    K + 'generate.py',
+  ),
+  ('decode_checks.py', "if mixer.fact('recurrent'):", 'if False:', D + 'speculative_decoding.py'),
+  ('surgery/_grow.py', 'np.concatenate([x[1:], x[-1:]])', 'np.concatenate([x[1:], x[:1]])', S),
+  (
+    'surgery/_grow.py',
+    'return (out / (copies * self.factor) ** order)',
+    'return (out * self.factor ** order)',
+    S,
+  ),
+  ('surgery/_grow_plan.py', '= by / counts', '= 1 / counts', S),
+  ('surgery/_grow_moments.py', '1 if field in FIRST else 2', '1', S),
+  ('objectives/sub_models.py', 'if not train:', 'if False:', J + 'sub_models.py'),
+  (
+    'models/linears/sltrain.py',
+    '.at[support].add(values',
+    '.at[support].set(values',
+    M + 'sltrain.py',
+  ),
+  (
+    'models/linears/sltrain.py',
+    'form.scale * jnp.tensordot(g, up',
+    'jnp.tensordot(g, up',
+    M + 'sltrain.py',
+  ),
+  (
+    'models/linears/_structured_ffn.py',
+    'root = jnp.sqrt(size[: form.rank])',
+    'root = size[: form.rank]',
+    M + 'structured_ffn.py',
+  ),
+  (
+    'models/linears/structured_ffn.py',
+    'passes.value // self.micro_batches',
+    'passes.value',
+    M + 'structured_ffn.py',
+  ),
+  (
+    'models/linears/spdf.py',
+    'jnp.where(kept, full(key, shape, dtype), 0)',
+    'full(key, shape, dtype)',
+    M + 'spdf.py',
   ),
 )

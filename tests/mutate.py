@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from _mutants import MUTATIONS  # noqa: E402
 from _mutants_methods import METHODS  # noqa: E402
+from _mutants_methods import MORE  # noqa: E402
 
 
 def run(home: pathlib.Path, tests: str) -> bool:
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
     shutil.copytree(
       ROOT, home, ignore=shutil.ignore_patterns('.git', '__pycache__', '.venv*', 'runs')
     )
-    for file, old, new, tests in MUTATIONS + METHODS:
+    for file, old, new, tests in MUTATIONS + METHODS + MORE:
       title = f'{file}: {old!r} -> {new!r}'
       if words and not any(w in title + tests for w in words):
         continue

@@ -148,3 +148,11 @@ def test_moments_of_the_optimizer_have_the_shapes_of_their_parameters():
   ]
   assert moments.count(jax.tree.map(lambda s: s.shape, r.shapes['params'])) == 2
   assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(r.state_shapes.params))
+
+
+def test_what_is_not_trained_and_what_samples_from_two_models_is_refused_at_once():
+  with pytest.raises(build.ConfigError, match='config.model.linear=.*not trained'):
+    checks.trained(run(('model.linear', 'quantized(bits=8)')))
+  with pytest.raises(build.ConfigError, match='config.sample.rule=.*takes 2 models'):
+    checks.trained(run(('sample.rule', 'speculative_decoding()')))
+  checks.trained(run(('sample.rule', 'speculative_decoding()'), ('sample.tokens', '0')))

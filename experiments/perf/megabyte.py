@@ -15,7 +15,6 @@ Equal FLOPs: matrices and allowed pairs of attention at rows of prompt + tokens 
 
 import argparse
 import json
-import math
 import pathlib
 import statistics
 import sys
@@ -26,8 +25,10 @@ import numpy as np
 
 from lmjax import build
 from lmjax import config
+from lmjax import flops as flops_lib
 from lmjax import generate
 from lmjax.parallel import facts as facts_lib
+
 
 # name -> (model.width, model.depth, model.architecture)
 SIZES = {
@@ -46,22 +47,9 @@ HEAD = {'tiny': '32', 'large': '64'}
 
 
 def flops(run: build.Run) -> float:
-  """Forward FLOPs a byte: each stack's matrices and pairs where they are used."""
-  net = run.architecture
-  stacks = net.layout() if hasattr(net, 'layout') else {(): (run.model, 1.0)}
-  total = 0.0
-  for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
-    looked_up = fact.role == 'position' or (fact.role == 'embed' and keys[0] != 'embed')
-    if fact.is_matrix and not looked_up:
-      inside = [often for path, (_, often) in stacks.items() if keys[: len(path)] == path]
-      total += 2.0 * math.prod(shape) * (inside[0] if inside else 1.0)
-  for model, often in stacks.values():
-    for s in model.segments:
-      pairs = [
-        model.mixer(n)(parent=None).mixing_flops(model.width, model.length)[1] for n in s.pattern
-      ]
-      total += often * s.repeats * sum(pairs)
-  return total
+  """Forward FLOPs a byte, of matrices and allowed pairs."""
+  found = flops_lib.per_token(run)
+  return found.matrices + found.mixing_causal
 
 
 class Contestant:

@@ -433,11 +433,11 @@ def test_recomputing_keeps_less_also_with_cross_patch_attention():
 def test_flops_are_counted_where_they_are_spent():
   """A matrix of the global model is used once in P bytes, its attention spans T / P places."""
   net, _ = made(text=spec(TWO, cross_patch_attention=3))
-  (wide, often), (narrow, each) = net.layout().values()
-  assert (wide.width, wide.length, often) == (32, T // P, 1 / P)
-  assert (narrow.width, narrow.length, each) == (16, P + 3, 1)
-  assert (wide.depth, narrow.depth) == (2, 2)
-  assert {k[0] for k in net.layout()} <= set(made()[1]['params'])
+  wide, narrow = net.passes(T, 0)
+  assert (wide.model.width, wide.length, wide.share) == (32, T // P, 1 / P)
+  assert (narrow.model.width, narrow.length, narrow.share) == (16, P + 3, 1)
+  assert (wide.model.depth, narrow.model.depth) == (2, 2)
+  assert {wide.prefix[0], narrow.prefix[0]} <= set(made()[1]['params'])
 
 
 MESHES = {

@@ -114,11 +114,15 @@ class Megabyte(nn.Module):
     return m.sized(m.width, m.length // p), local
 
   @nn.nowrap
-  def layout(self):
-    """(settings, positions for each byte) of every stack, by the path of its parameters."""
+  def passes(self, steps, source):
+    """The global model takes one position for a patch, the local one each byte of a patch."""
+    del source
     globe, local = self.sides()
-    local = local.sized(local.width, self.patch + self.cross_patch_attention)
-    return {('global_model',): (globe, 1 / self.patch), ('local_model',): (local, 1.0)}
+    reach = self.patch + self.cross_patch_attention
+    return [
+      kinds.Pass(('global_model',), globe, 1 / self.patch, steps // self.patch),
+      kinds.Pass(('local_model',), local, 1.0, reach),
+    ]
 
   def setup(self):
     globe, local = self.sides()
