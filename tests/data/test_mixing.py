@@ -24,6 +24,8 @@ from lmjax.data.mixtures import aioli as aioli_lib
 from lmjax.objectives import clm
 from lmjax.tracking import read_metrics
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 NAMES, SLOW = ('jsonl', 'jsonl_2', 'jsonl_3'), pytest.mark.slow
 A2 = np.array([[0.01, 0.002], [0.001, 0.008]])
 

@@ -13,6 +13,8 @@ from lmjax import generate
 from lmjax.decoding import _base
 from lmjax.decoding import contrastive_decoding as cd
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 EXPERT = np.array([[0.5, 0.3, 0.15, 0.04, 0.01], [0.2, 0.2, 0.2, 0.2, 0.2]])
 AMATEUR = np.array([[0.7, 0.1, 0.05, 0.001, 0.149], [0.4, 0.3, 0.1, 0.1, 0.1]])
 

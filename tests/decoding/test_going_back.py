@@ -12,6 +12,8 @@ from lmjax import decode_loop
 from lmjax import kinds
 from lmjax import registry
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 MODELS = {
   'full()': dict(position='learned()', blocks__block__mixer='gqa(head_dim=8, kv_heads=2)'),
   'window(spare=3)': dict(

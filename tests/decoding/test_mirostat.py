@@ -12,6 +12,8 @@ from lmjax.decoding import _base
 from lmjax.decoding import mirostat
 from lmjax.interop import llama2c
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 LOG2 = np.log(2)
 
 

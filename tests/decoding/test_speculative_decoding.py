@@ -17,6 +17,8 @@ from lmjax.decoding import _base
 from lmjax.decoding import speculative_decoding as sd
 from lmjax.interop import llama2c
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])
 
 

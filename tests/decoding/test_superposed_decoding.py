@@ -17,6 +17,8 @@ from lmjax.decoding import _base
 from lmjax.decoding import _ngrams
 from lmjax.decoding import superposed_decoding as sd
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory) -> pathlib.Path:

@@ -18,6 +18,8 @@ from lmjax.evals import _glue_runner
 from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 LENGTH, VOCAB = 16, 12
 LOOKS = {'first': False, 'last': True}  # the state that is judged -> whether the model is causal
 

@@ -20,6 +20,8 @@ from lmjax.nn import embedding
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 T, P, V = 12, 4, 13
 ONE = 'megabyte(patch=4, local_width=16, local_stack="block")'
 TWO = 'megabyte(patch=4, local_width=16, local_stack="block*2")'

@@ -21,6 +21,8 @@ from lmjax.models.architectures import _recursion_select as select
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 T, B, V, D = _table.STEPS, _table.BATCH, _table.VOCAB, _table.WIDTH
 CYCLE, MIDDLE = 'shared(block)*3', 'block + shared((block, block))*2 + block'
 PACKED = np.array([[1, 1, 1, 1, 2, 2, 2, 3, 0, 0], [1] * T])

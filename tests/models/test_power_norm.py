@@ -21,6 +21,8 @@ from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 B, T, D = 3, 5, 8
 PADDED = np.array([[1, 1, 1, 2, 2], [1, 1, 0, 0, 0], [1, 2, 2, 2, 0]])
 

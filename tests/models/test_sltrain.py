@@ -15,6 +15,8 @@ from lmjax import registry
 from lmjax.checkpoint import Checkpointer
 from lmjax.parallel import facts as facts_lib
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 SPEC = 'sltrain(rank=4, delta=0.1)'
 INS, OUTS = (('heads', 4), ('head_dim', 6)), (('embed', 10),)
 

@@ -16,6 +16,8 @@ from lmjax import restore
 from lmjax.checkpoint import Checkpointer
 from lmjax.parallel import facts as facts_lib
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 SPEC, DENSE = 'spdf(sparsity=0.75)', 'spdf(sparsity=0.75, dense=True)'
 DECAY = ('optim', 'clip() | adam() | decay(rate=10.0)')
 

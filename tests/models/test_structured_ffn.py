@@ -24,6 +24,8 @@ from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 KINDS = {
   'low_rank': 'kind="low_rank", rank=4',
   'block_dense': 'kind="block_dense", rank=4, blocks=2',

@@ -18,6 +18,8 @@ from lmjax import registry
 from lmjax.objectives import doge
 from lmjax.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 NAMES = ('a', 'b')
 LR = 0.01
 

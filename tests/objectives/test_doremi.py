@@ -26,6 +26,8 @@ from lmjax.objectives import _common
 from lmjax.objectives import doremi
 from lmjax.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 M, T, V = 3, 8, _table.VOCAB
 NAMES = ('a', 'b', 'c')
 SEGMENTS = [[1] * 9, [1, 1, 1, 1, 2, 2, 2, 0, 0], [1] * 5 + [0] * 4, [1] * 9, [1] * 9, [0] * 9]

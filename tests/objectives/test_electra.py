@@ -17,6 +17,8 @@ from lmjax.objectives import electra as electra_lib
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 ROWS, T = 8, 32
 MASK = 259  # of bytes()
 SMALL = (

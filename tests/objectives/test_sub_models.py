@@ -15,6 +15,8 @@ from lmjax import specs
 from lmjax.objectives import clm
 from lmjax.objectives import sub_models
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 DEPTH, EVERY = 4, 2
 HOW = dict(length=8, depth=DEPTH, embed='untied()', position='learned()', embed_norm='layer_norm()')
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0, 0, 0]])

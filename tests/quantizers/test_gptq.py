@@ -13,6 +13,8 @@ from lmjax import kinds
 from lmjax import registry
 from lmjax.quantizers import gptq
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 I, O = 24, 6
 
 

@@ -15,6 +15,8 @@ from lmjax import registry
 from lmjax.models.linears import int8
 from lmjax.quantizers import _outliers
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 X = jnp.asarray([[1.0, 2.0, 60.0], [0.5, -1.0, -40.0]])
 W = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [0.01, 0.02]])
 

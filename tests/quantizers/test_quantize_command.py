@@ -22,6 +22,8 @@ from lmjax.checkpoint import manifest
 from lmjax.checkpoint import tool
 from lmjax.quantizers import _layers
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 SMALL = (
   ('model.width', '32'),
   ('model.depth', '3'),

@@ -20,6 +20,8 @@ from lmjax.models.linears import _codes
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 SIDES = {
   'up': ((('embed', 24),), (('mlp', 10),)),
   'heads': ((('embed', 24),), (('heads', 2), ('head_dim', 5))),

@@ -8,6 +8,8 @@ import _table
 from lmjax import registry
 from lmjax.quantizers import _grid
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 F32 = jnp.float32
 
 

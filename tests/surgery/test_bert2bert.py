@@ -24,6 +24,8 @@ from lmjax.parallel.facts import Fact
 from lmjax.surgery import _grow
 from lmjax.surgery import _grow_plan
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 KEY = jax.random.key(3)
 SMALL = dict(width=16, depth=2)
 BIG = dict(width=32, depth=2)
