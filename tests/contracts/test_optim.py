@@ -355,6 +355,7 @@ ROWS |= {k: Row(**row) for k, row in _optim_matrices.rows(nested).items()}
 # Parts that leave every update as it is and move the parameters behind the step; such a part has a
 # file of its own in tests/optim. bad: as in Row.
 RETRACTIONS = {'refactor': {'refactor(every=0)': 'every'}}
+APART = {'train_only'}  # which updates it leaves depends on paths: tests/optim/test_train_only.py
 SPECS = [(name, spec) for name, row in ROWS.items() for spec in row.specs]
 each = pytest.mark.parametrize('name, spec', SPECS, ids=[s for _, s in SPECS])
 FIRST = [(name, next(iter(row.specs))) for name, row in ROWS.items()]
@@ -367,7 +368,7 @@ first_or_slow = pytest.mark.parametrize(
 
 
 def test_every_part_has_a_row():
-  assert set(registry.names('optim')) == {*ROWS, *RETRACTIONS}
+  assert set(registry.names('optim')) == {*ROWS, *RETRACTIONS, *APART}
   for name in RETRACTIONS:
     assert registry.make('optim', f'{name}()').fact('retract') is not None
 
