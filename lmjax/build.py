@@ -149,8 +149,9 @@ def transforms(c: dict, tok) -> tuple[Transform, ...]:
   for name, part in chain.items():
     if part.fact('joins') and d['mask_documents']:
       raise ConfigError(
-        f'config.data.mask_documents=True: {name} makes one example of all documents of a row; set '
-        'it to False (and config.data.pack to pad() for one document a row)'
+        f'config.data.transforms: {name} makes one example of all documents of a row, which '
+        'config.data.mask_documents=True keeps apart; set it to False (and config.data.pack to '
+        'pad() for one document a row)'
       )
   make = lambda part: named('data.transforms', part)
   return tuple(Transform(name, make(part), part.fact('task')) for name, part in chain.items())

@@ -189,7 +189,7 @@ def test_fields_of_a_run():
 @pytest.mark.parametrize(
   'change, words',
   [
-    (('data.mask_documents', 'True'), 'config.data.mask_documents=True: ul2 makes one example'),
+    (('data.mask_documents', 'True'), 'config.data.transforms: ul2 makes one example'),
     (('data.tokenizer', 'bytes()'), 'config.data.transforms.*has 0 extra ids'),
     (('model.blocks.block.mixer', 'gqa(head_dim=32, window=8)'), 'cannot look at a prefix both'),
     (('model.blocks.block.mixer', 'deltanet(head_dim=32)'), 'cannot look at a prefix both'),

@@ -113,8 +113,8 @@ class MixtureOfRecursions(nn.Module):
     m = self.model
     if not any(s.shared for s in m.segments):
       raise ValueError(
-        'config.model.stack has no shared segment, such as "block + shared((block, block))*3 + '
-        'block", so that mixture_of_recursions has nothing to repeat'
+        'config.model.architecture=mixture_of_recursions(...): config.model.stack has no shared '
+        'segment to repeat, such as "block + shared((block, block))*3 + block"'
       )
     found = [n for n, s in enumerate(m.segments) if s.shared and s.repeats > 1]
     if not found and self.router == 'token_choice':

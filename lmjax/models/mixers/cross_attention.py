@@ -86,7 +86,7 @@ class CrossAttention(nn.Module):
   def __call__(self, x_BTD, ctx, cache=None):
     if ctx.memory is None and cache is None:
       raise kinds.Unsupported(
-        'mixer cross_attention needs the memory of an encoder, which '
+        'mixer cross_attention, as in residual pre_cross(), needs the memory of an encoder, which '
         'config.model.architecture=encoder_decoder(...) has'
       )
     if ctx.segments_BT is not None:
