@@ -130,8 +130,8 @@ class PowerNorm(nn.Module):
     shape = x.shape[-1:]
     if self.groups and shape[0] % self.groups:
       raise ValueError(
-        f'norm power_norm, of {"/".join(self.path)}: groups={self.groups} does not divide the width '
-        f'{shape[0]}'
+        f'norm power_norm, of {"/".join(self.path)}: groups={self.groups} does not divide the width'
+        f' {shape[0]}'
       )
     one = functools.partial(params.param, self, shape=shape, scheme=ctx.scheme)
     g = one('scale', fact=Fact((None,), (), 'norm')) if self.scale else None
