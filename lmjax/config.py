@@ -20,7 +20,7 @@ from lmjax import groups
 from lmjax import registry
 from lmjax import specs
 from lmjax.groups import ConfigError, flat
-from lmjax.leaves import kind_of, RANGES, surgery
+from lmjax.leaves import is_spec, kind_of, RANGES, surgery
 from lmjax.registry import nearest
 
 BLOCK_PARTS = ('mixer', 'ffn', 'norm', 'residual')
@@ -45,9 +45,8 @@ def default() -> ConfigDict:
 
   c.model = model()
   c.data = data()
-  c.mesh = ConfigDict(
-    dict(replica=1, data=1, tensor=1, mode='auto')
-  )  # -1 = all devices that are left
+  # -1 = all devices that are left
+  c.mesh = ConfigDict(dict(replica=1, data=1, expert=1, tensor=1, mode='auto'))
 
   c.bad_steps = ConfigDict(
     dict(
@@ -241,8 +240,7 @@ def refuse_code(config, where: str):
   module. Reads the specs alone; for a config of unknown origin, before `resolve`.
   """
   for key, value in flat(groups.plain(config)).items():
-    names = kind_of(key) is not None or key == 'init_from' and '(' in str(value)
-    if not names or not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not is_spec(key, value):
       continue
     try:
       found = specs.outside(value)

@@ -5,6 +5,8 @@ import re
 
 from lmjax import registry
 
+_SURGERY = re.compile(r'[\w.:]+\(.*\)', re.DOTALL)
+
 # Which leaves are specs: pattern -> (kind, form). `?` marks a leaf that may be empty.
 SPECS = {
   'model.architecture': ('architecture', 'one'),
@@ -74,8 +76,11 @@ def kind_of(key: str) -> tuple[str, str] | None:
   return None
 
 
+def is_spec(key: str, value: str) -> bool:
+  """Whether this leaf names parts: by its key, or as a surgery in `init_from`."""
+  return kind_of(key) is not None or key == 'init_from' and bool(_SURGERY.fullmatch(value.strip()))
+
+
 def surgery(init_from: str):
   """The part that `config.init_from` names as 'part(run="DIR", ...)', or None for a directory."""
-  if not re.fullmatch(r'[\w.:]+\(.*\)', init_from.strip(), re.DOTALL):
-    return None
-  return registry.make('surgery', init_from)
+  return registry.make('surgery', init_from) if is_spec('init_from', init_from) else None

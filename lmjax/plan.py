@@ -11,6 +11,7 @@ from lmjax import checks
 from lmjax import flops as flops_lib
 from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
+from lmjax.parallel import shard
 
 
 def piece_bytes(run, tree_of) -> tuple[int, dict[str, int]]:
@@ -55,7 +56,7 @@ def show(resolved: dict) -> int:
 
   f, tokens = flops_lib.per_token(run), resolved['batch_tokens']
   params, axes = piece_bytes(run, lambda s: s.params)
-  sharing = math.prod(axes.get(a, 1) for a in ('replica', 'data'))
+  sharing = math.prod(axes.get(a, 1) for a in shard.RULES['batch'])
   where = (
     ' x '.join(f'{a} {n}' for a, n in axes.items())
     or 'not sharded (config.mesh gives no sizes above 1)'

@@ -30,6 +30,7 @@ CHECKED_ELSEWHERE = {
   'data.cache',  # a path
   'mesh.replica',
   'mesh.data',
+  'mesh.expert',
   'mesh.tensor',
   'mesh.mode',  # parallel.mesh
   'sample.prompt',  # any text

@@ -68,7 +68,7 @@ def caps(draw):
 
 @st.composite
 def meshes(draw):
-  axis, n = draw(st.sampled_from(('replica', 'data', 'tensor'))), draw(st.integers(-2, 6))
+  axis, n = draw(st.sampled_from(('replica', 'data', 'expert', 'tensor'))), draw(st.integers(-2, 6))
   # 4 rows; a table of 260 rows, 4 heads of 8, and 128 hidden units; width 32.
   fits = n in (-1, 1, 2, 4)
   mixer = ('model.mixer', 'gqa(head_dim=8)')

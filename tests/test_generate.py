@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import decode_loop
 from lmjax import generate
@@ -17,7 +18,6 @@ from lmjax import kinds
 from lmjax import specs
 from lmjax.decoding import _base
 from lmjax.nn import embedding
-from lmjax.parallel import mesh as mesh_lib
 
 PROMPTS = [[1, 2, 3], [4], list(range(11)) + [3, 1, 4, 1, 5, 9], [6, 6]]
 SHAPE = dict(length=64, width=32)
@@ -138,7 +138,7 @@ def test_a_mesh_changes_nothing(mode, n):
     for g in generate.generate(net, variables, PROMPTS[:n], max_tokens=12, rule='top_p(p=0.9)')
   ]
   want = ask()
-  with jax.set_mesh(mesh_lib.make(dict(replica=1, data=4, tensor=2, mode=mode))):
+  with jax.set_mesh(_meshes.make(mode, data=4, tensor=2)):
     assert ask() == want
 
 

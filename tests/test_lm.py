@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import kinds
 from lmjax import lm as lm_lib
 from lmjax.nn import embedding
-from lmjax.parallel import mesh as mesh_lib
 
 LENGTH, VOCAB = 16, 12
 
@@ -230,7 +230,7 @@ def test_a_uniform_model_gives_the_logarithm_of_the_vocabulary():
 def test_a_mesh_changes_nothing(mode):
   ids = [1, 2, 3, 4, 5] * 7
   want = make().rolling(ids)
-  with jax.set_mesh(mesh_lib.make(dict(replica=1, data=4, tensor=2, mode=mode))):
+  with jax.set_mesh(_meshes.make(mode, data=4, tensor=2)):
     np.testing.assert_allclose(make().rolling(ids), want, atol=1e-5)
     np.testing.assert_allclose(make().rolling(ids[:5]), want[:5], atol=1e-5)
 

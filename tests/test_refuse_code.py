@@ -32,14 +32,35 @@ PARTS = st.sampled_from(
 def test_parts_from_outside_are_found_wherever_they_stand(part, front, behind):
   for key in config.flat(recipe_of('quickstart')):
     c = recipe_of('quickstart')
-    config._set(c, key, front + part + (' | b()' if behind and '*' not in front else ''))
-    if config.kind_of(key) is None:
+    value = front + part + (' | b()' if behind and '*' not in front else '')
+    config._set(c, key, value)
+    if not config.is_spec(key, value):
       config.refuse_code(c, 'runs/x')
       continue
     with pytest.raises(config.ConfigError) as e:
       config.refuse_code(c, 'runs/x')
     readable(e.value, f'runs/x: config.{key}=')
     assert 'would import code of ' in str(e.value) and '--allow_code' in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'value, code',
+  [
+    ('m:P(run="runs/a")', True),
+    (' m:P(run="runs/a") ', True),
+    ('add_head(run="runs/a", x=m:P())', True),
+    ('runs/a (1)', False),
+    ('runs/a(1)', False),
+    ('runs/m:P(1)/checkpoints/10', False),
+  ],
+)
+def test_a_directory_to_begin_from_is_no_part(value, code):
+  c = recipe_of('quickstart')
+  c['init_from'] = value
+  if not code:
+    return config.refuse_code(c, 'here')
+  with pytest.raises(config.ConfigError, match='config.init_from=.*would import code of m;'):
+    config.refuse_code(c, 'here')
 
 
 def test_the_module_is_named_and_not_imported(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
@@ -37,9 +38,9 @@ SETTINGS = (
   ('micro_batches', '2'),
 )
 MESHES = {
-  'auto 8': dict(replica=1, data=8, tensor=1, mode='auto'),
-  'auto 4x2': dict(replica=1, data=4, tensor=2, mode='auto'),
-  'explicit 2x2x2': dict(replica=2, data=2, tensor=2, mode='explicit'),
+  'auto 8': _meshes.settings(data=8),
+  'auto 4x2': _meshes.settings(data=4, tensor=2),
+  'explicit 2x2x2': _meshes.settings('explicit', replica=2, data=2, tensor=2),
 }
 
 
@@ -213,6 +214,10 @@ def test_specs_follow_the_rules():
       shard.spec(('heads', 'mlp'))
     with pytest.raises(AssertionError):
       shard.shard(jnp.ones((2, 2)), 'batch')
+  with jax.set_mesh(_meshes.make('explicit', data=2, expert=2, tensor=2)):
+    assert shard.spec(('batch', 'width')) == P(('data', 'expert'), None)
+    assert shard.spec(('expert', 'embed', 'mlp')) == P('expert', 'data', 'tensor')
+    assert shard.spec(('expert', 'embed', 'mlp'), gathered=True) == P('expert', None, 'tensor')
   with jax.set_mesh(mesh_lib.make(MESHES['auto 8'])):
     assert not shard.is_explicit() and shard.spec(('batch', 'heads')) == P('data', None)
 
@@ -246,11 +251,11 @@ def test_a_parameter_that_does_not_divide_is_refused_by_name():
 )
 def test_meshes_that_cannot_be_are_refused(settings, words):
   with pytest.raises(ValueError, match=words):
-    mesh_lib.make({**dict(replica=1, data=1, tensor=1, mode='auto'), **settings})
+    mesh_lib.make({**_meshes.settings(), **settings})
 
 
 def test_meshes():
-  one = dict(replica=1, data=1, tensor=1, mode='auto')
+  one = _meshes.settings()
   assert mesh_lib.make(one) is None
   mesh = mesh_lib.make({**one, 'data': -1, 'tensor': 2, 'mode': 'explicit'})
   assert dict(mesh.shape) == {'data': 4, 'tensor': 2} and set(mesh.axis_types) == {

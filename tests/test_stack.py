@@ -78,4 +78,4 @@ def test_losses_are_summed_and_metrics_averaged_over_layers():
     {'a': jnp.array([1.0, 3.0]), 'loss/x': jnp.array([1.0, 3.0])},
     {'a': jnp.array([5.0]), 'loss/x': jnp.array([5.0])},
   ]
-  assert {k: float(v) for k, v in stack._combine(reports).items()} == {'a': 3.0, 'loss/x': 9.0}
+  assert {k: float(v) for k, v in stack.combine(reports).items()} == {'a': 3.0, 'loss/x': 9.0}

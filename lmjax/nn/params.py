@@ -53,6 +53,15 @@ def dense(
   )
 
 
+def biased(module: nn.Module, y):
+  """y + b where a linear part has a bias."""
+  if not module.bias:
+    return y
+  names, sizes = zip(*module.outs)
+  bias = param(module, 'bias', sizes, facts.Fact(names, (), 'bias'), module.scheme)
+  return y + shard.gather(bias, names).astype(y.dtype)
+
+
 @jax.custom_jvp
 def _product(x_NI, kernel_IO):
   """x W of matrices. On the CPU the gradient of a tall W is made as (dy^T x)^T."""

@@ -34,42 +34,53 @@ class Group(nn.Module):
     return carry, (None if caches is None else tuple(out), tuple(reports))
 
 
+def group(model, cached: bool):
+  """The class of a segment's blocks, recomputed in the backward pass as `model.remat` says."""
+  on, policy = remat_lib.policy(model.remat)
+  return nn.remat(Group, policy=policy, prevent_cse=False) if on and not cached else Group
+
+
+def segment(model, n: int, carry, cache, offset: int, ctx):
+  """One segment inside a compact module: (carry, its caches, reports of its blocks). `offset` is
+  the depth of its first layer.
+  """
+  s, each = model.segments[n], {'vars': 0, 'backward': 0}  # what every repeat has for itself
+  lifted = nn.scan(
+    group(model, cache is not None),
+    variable_axes=each if s.shared else {'params': 0, **each},
+    variable_broadcast='params' if s.shared else False,
+    split_rngs={'params': not s.shared, 'dropout': True},
+    in_axes=(0, 0, nn.broadcast),
+    length=s.repeats,
+    unroll=min(model.unroll, s.repeats),
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  depths = offset + jnp.arange(s.repeats) * len(s.pattern)
+  carry, (out, report) = lifted(s.pattern, model, name=f'segment_{n}')(carry, cache, depths, ctx)
+  return carry, out, list(report)
+
+
 def run(model, x_BTD, ctx, cache=None):
   """Runs the stack inside a compact module: (x, cache, aux). Losses are summed over layers, metrics
   averaged.
   """
-  on, policy = remat_lib.policy(model.remat)
-  each = {'vars': 0, 'backward': 0}  # the collections that every repeat has for itself
-  group = nn.remat(Group, policy=policy, prevent_cse=False) if on and cache is None else Group
   first = model.block(model.segments[0].pattern[0])(parent=None)
   carry, offset, caches, reports = first.enter(x_BTD), 0, [], []
   for n, s in enumerate(model.segments):
-    lifted = nn.scan(
-      group,
-      variable_axes=each if s.shared else {'params': 0, **each},
-      variable_broadcast='params' if s.shared else False,
-      split_rngs={'params': not s.shared, 'dropout': True},
-      in_axes=(0, 0, nn.broadcast),
-      length=s.repeats,
-      unroll=min(model.unroll, s.repeats),
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )
-    depths = offset + jnp.arange(s.repeats) * len(s.pattern)
-    carry, (out, report) = lifted(s.pattern, model, name=f'segment_{n}')(
-      carry, None if cache is None else cache[n], depths, ctx
-    )
+    own = None if cache is None else cache[n]
+    carry, out, report = segment(model, n, carry, own, offset, ctx)
     caches.append(out)
     reports.extend(report)
     offset += s.repeats * len(s.pattern)
-  return first.leave(carry), None if cache is None else tuple(caches), _combine(reports)
+  return first.leave(carry), None if cache is None else tuple(caches), combine(reports)
 
 
-def _combine(reports):
-  """Per-layer arrays to scalars."""
+def combine(reports):
+  """Reports, each entry of one layer or of several, as one of scalars."""
   out: dict[str, list] = {}
   for report in reports:
     for key, value in report.items():
-      out.setdefault(key, []).append(value)
+      out.setdefault(key, []).append(jnp.atleast_1d(value))
   return {
     k: jnp.sum(jnp.concatenate(v)) if k.startswith('loss/') else jnp.mean(jnp.concatenate(v))
     for k, v in out.items()

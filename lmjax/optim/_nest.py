@@ -12,13 +12,12 @@ Inner = Annotated[Any, 'optim']
 
 
 def check(where: str, inner, passes_on: bool = True):
-  """ValueError for no part, an inner part that owns its rate or moves the parameters by itself, or
+  """ValueError for an inner part that owns its rate or moves the parameters by itself, or
   one that needs what its holder does not pass on.
   """
   wanted = 'a part that follows the schedule and leaves the parameters to the step'
   if not passes_on:
     wanted += ', and needs gradients and parameters only'
-  _base.require(inner is not None, where, inner, wanted)
   for part in _groups.flat(inner):
     own = part.fact('owns_lr'), part.fact('gradient_at'), part.fact('retract')
     bad = any(own) or not passes_on and part.fact('needs')

@@ -19,7 +19,7 @@ Trap: tokens that a batch lacks have no update, those that it has get about sqrt
 different tokens) times the usual RMS.
 """
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Head(NamedTuple):
 def scale(
   momentum: float = 0.9,
   eps: float = 1e-8,
-  vectors: Annotated[Any, 'optim'] = 'adam(b1=0.9, b2=0.999)',
+  vectors: _nest.Inner = 'adam(b1=0.9, b2=0.999)',
   *,
   facts,
 ) -> optax.GradientTransformationExtraArgs:

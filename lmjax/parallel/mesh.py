@@ -1,5 +1,8 @@
 """Device meshes from a config: `config.mesh.data=8`, `config.mesh.tensor=2`,
 `config.mesh.mode='auto'`.
+
+The batch is cut over `replica`, `data` and `expert`. Parameters are cut over `data` (ZeRO-3) and
+`tensor`; experts besides lie apart over `expert`, and tokens travel to them.
 """
 
 import math
@@ -9,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.specs import brief
 
-AXES = ('replica', 'data', 'tensor')
+AXES = ('replica', 'data', 'expert', 'tensor')
 MODES = {'auto': AxisType.Auto, 'explicit': AxisType.Explicit}
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 
 RULES: dict[str, tuple[str, ...]] = {
   # activations
-  'batch': ('replica', 'data'),
+  'batch': ('replica', 'data', 'expert'),
   'time': ('sequence',),
   'width': (),
   # parameters; `embed` is the axis that ZeRO-3 shards and each use gathers
@@ -25,7 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'vocab': ('tensor',),
   'position': (),
   'layers': (),
-  'expert': ('data',),
+  'expert': ('expert',),
 }
 GATHERED = ('embed',)
 

@@ -20,16 +20,6 @@ import jax.numpy as jnp
 SMALLEST, POWER, LEAST = 1e-5, 2.4, 20  # LEAST: of p, in hundredths
 
 
-def checked(bits: int, group: int | None, per: str) -> None:
-  """Raises ValueError where these arguments of a quantizer are not accepted."""
-  if not 2 <= bits <= 8:
-    raise ValueError(f'bits={bits}: from 2 to 8 is expected')
-  if group is not None and group < 1:
-    raise ValueError(f'group={group}: a positive number of inputs, or None for all, is expected')
-  if group is not None and per == 'tensor':
-    raise ValueError(f'group={group}: None is expected where per="tensor"')
-
-
 def up(x, dtype):
   """x in a narrower dtype, never below x."""
   if dtype == jnp.float32:

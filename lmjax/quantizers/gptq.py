@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.quantizers import _grid
+from lmjax.nn import bits as bits_lib
 from lmjax.registry import register
 
 
@@ -127,7 +128,7 @@ class Gptq:
 
   @staticmethod
   def check(bits, group, damp, block, **_):
-    _grid.checked(bits, group, 'channel')
+    bits_lib.checked(bits, group, 'channel')
     if not 0 < damp < 1e3:
       raise ValueError(f'damp={damp}: a positive number below 1000 is expected')
     if block < 1:

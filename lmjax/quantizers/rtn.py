@@ -19,6 +19,7 @@ from typing import Literal
 import jax
 
 from lmjax.quantizers import _grid
+from lmjax.nn import bits as bits_lib
 from lmjax.registry import register
 
 _nearest = functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))(_grid.nearest)
@@ -37,7 +38,7 @@ class Rtn:
 
   @staticmethod
   def check(bits, group, per, **_):
-    _grid.checked(bits, group, per)
+    bits_lib.checked(bits, group, per)
 
   @property
   def linear(self) -> str:

@@ -154,16 +154,15 @@ def test_in_training_a_position_sees_others_where_the_part_says_so(spec):
 def test_hidden_size_and_facts(spec):
   leaves = _table.check_facts({'params': instance(spec)[1]['params']})
   assert any(l.fact.role == 'bias' for l in leaves) == _table.arguments('ffn', spec)['bias']
-  sizes = {'embed': WIDTH, 'width': WIDTH, 'mlp': HIDDEN[spec]}
+  sizes = {'embed': WIDTH, 'mlp': HIDDEN[spec]}
   roles = set()
   for leaf in leaves:
-    assert set(leaf.fact.names) <= {'embed', 'mlp', 'width', 'expert', None}
+    assert set(leaf.fact.names) <= {'embed', 'mlp', 'expert', None}
     for name, size in zip(leaf.fact.names, leaf.value.shape):
       assert size == sizes.get(name, size), leaf.fact
     if leaf.fact.is_matrix and 'mlp' in leaf.fact.names:
       roles.add((leaf.fact.inputs, leaf.fact.role))
-  width = 'width' if any('expert' in l.fact.names for l in leaves) else 'embed'
-  assert roles == {((width,), 'hidden'), (('mlp',), 'residual')}
+  assert roles == {(('embed',), 'hidden'), (('mlp',), 'residual')}
 
 
 @each

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import kinds
 from lmjax import lm as lm_lib
@@ -16,7 +17,6 @@ from lmjax.evals import _classifier
 from lmjax.evals import _finetune
 from lmjax.evals import _glue_runner
 from lmjax.parallel import facts as facts_lib
-from lmjax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.slow  # minutes of compiling
 
@@ -286,7 +286,7 @@ def test_a_mesh_changes_nothing(mode):
   given = rows(20)
   how = dict(lr=1e-3, size=SIZE, seed=0, judge=lambda predict: predict(given.ids))
   want = shared().tune(given, **how)
-  with jax.set_mesh(mesh_lib.make(dict(replica=1, data=4, tensor=2, mode=mode))):
+  with jax.set_mesh(_meshes.make(mode, data=4, tensor=2)):
     assert [_finetune.rounded(n) for n in (1, 4, 5)] == [4, 4, 8]
     np.testing.assert_allclose(plain().tune(given, **how), want, atol=1e-4)
 

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 import numpy as np
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
@@ -37,8 +38,8 @@ SIDES = dict(
   down=(HIDDEN, WIDTH),
 )
 MESHES = {
-  'auto': dict(replica=1, data=4, tensor=2, mode='auto'),
-  'explicit': dict(replica=1, data=4, tensor=2, mode='explicit'),
+  'auto': _meshes.settings(data=4, tensor=2),
+  'explicit': _meshes.settings('explicit', data=4, tensor=2),
 }
 
 

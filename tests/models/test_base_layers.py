@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
@@ -178,8 +179,9 @@ def test_each_step_shuffles_anew_and_each_group_is_balanced():
 
 
 MESHES = {
-  'auto': dict(replica=1, data=4, tensor=2, mode='auto'),
-  'explicit': dict(replica=2, data=2, tensor=2, mode='explicit'),
+  'auto': _meshes.settings(data=2, expert=2, tensor=2),
+  'explicit': _meshes.settings('explicit', replica=2, expert=2, tensor=2),
+  'zero': _meshes.settings('explicit', data=4, tensor=2),
 }
 
 
@@ -205,12 +207,16 @@ def both(train, mesh=None):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
-@pytest.mark.parametrize('mesh, train', [('auto', True), ('explicit', True), ('explicit', False)])
+@pytest.mark.parametrize(
+  'mesh, train', [('auto', True), ('explicit', True), ('explicit', False), ('zero', True)]
+)
 def test_a_mesh_changes_neither_choices_nor_gradient(mesh, train):
   made = mesh_lib.make(MESHES[mesh])
   with jax.set_mesh(made):
     spread = shard.pieces(made, part(DEALT)[2]['params']['up_0'].names, (E, WIDTH, 24))[1]
-    assert spread == (E // MESHES[mesh]['data'], WIDTH, 12)  # experts apart, hidden units too
+    sizes = dict(data=1, expert=1) | MESHES[mesh]
+    # experts apart, their inputs and hidden units too
+    assert spread == (E // sizes['expert'], WIDTH // sizes['data'], 12)
     got = both(train, made)
   _table.trees_close(got, both(train), 2e-5)
 
@@ -219,10 +225,12 @@ def test_a_mesh_changes_neither_choices_nor_gradient(mesh, train):
 def test_what_does_not_fit_a_mesh_is_refused():
   made = mesh_lib.make(MESHES['auto'])
   with jax.set_mesh(made):
-    with pytest.raises(ValueError, match='groups=2 .*cut in 4 .config.mesh.data=4.: .*multiple'):
+    with pytest.raises(
+      ValueError, match='groups=2 .*cut in 4 .*data=2 x config.mesh.expert=2.: .*multiple'
+    ):
       _travel.check(64, 2)
-    with pytest.raises(ValueError, match="'expert' of size 6 does not divide over 4 devices"):
-      shard.pieces(made, ('expert', 'width', 'mlp'), (6, WIDTH, 24), 'up_0')
+    with pytest.raises(ValueError, match="'expert' of size 5 does not divide over 2 devices"):
+      shard.pieces(made, ('expert', 'embed', 'mlp'), (5, WIDTH, 24), 'up_0')
 
 
 @pytest.mark.parametrize(

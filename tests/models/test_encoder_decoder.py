@@ -5,19 +5,17 @@ what is refused.
 import functools
 
 import jax
-from jax.sharding import NamedSharding
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
 from lmjax import kinds
 from lmjax import registry
 from lmjax.nn import embedding
-from lmjax.parallel import mesh as mesh_lib
-from lmjax.parallel import shard
 
 B, T, S, D = 2, 5, 7, _table.WIDTH
 OWN = np.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]])
@@ -222,28 +220,10 @@ def test_the_loss_is_that_of_the_targets():
   np.testing.assert_allclose(half.sum, out.sum / 2, rtol=1e-6)
 
 
-def slope(mesh=None):
-  objective, params, batch = run().objective, start(), rows()
-  if mesh is not None:
-    params = jax.device_put(params, run().shardings().params)
-    batch = jax.device_put(batch, NamedSharding(mesh, shard.spec(('batch', None))))
-  f = lambda p: objective.loss(p, {}, batch, jax.random.key(1)).sum
-  return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f))(params))
-
-
-@pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
-@pytest.mark.parametrize(
-  'axes',
-  [
-    dict(replica=1, data=4, tensor=2, mode='auto'),
-    dict(replica=2, data=2, tensor=2, mode='explicit'),
-  ],
-)
+@_meshes.each
 def test_a_mesh_changes_neither_loss_nor_gradient(axes):
-  mesh = mesh_lib.make(axes)
-  with jax.set_mesh(mesh):
-    got = slope(mesh)
-  _table.trees_close(got, slope(), 2e-5)
+  given = run(), start(), {}, rows()
+  _table.trees_close(_meshes.slope(*given, axes), _meshes.slope(*given), 2e-5)
 
 
 @pytest.mark.parametrize(

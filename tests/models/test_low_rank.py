@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
@@ -120,8 +121,8 @@ def test_rates_and_decay_treat_each_factor_as_a_matrix():
 
 
 MESHES = {
-  'auto': dict(replica=1, data=4, tensor=2, mode='auto'),
-  'explicit': dict(replica=1, data=4, tensor=2, mode='explicit'),
+  'auto': _meshes.settings(data=4, tensor=2),
+  'explicit': _meshes.settings('explicit', data=4, tensor=2),
 }
 
 

@@ -6,10 +6,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
@@ -17,8 +17,6 @@ from lmjax import generate
 from lmjax import kinds
 from lmjax import registry
 from lmjax.nn import embedding
-from lmjax.parallel import mesh as mesh_lib
-from lmjax.parallel import shard
 
 pytestmark = pytest.mark.slow  # minutes of compiling
 
@@ -442,10 +440,6 @@ def test_flops_are_counted_where_they_are_spent():
   assert {wide.prefix[0], narrow.prefix[0]} <= set(made()[1]['params'])
 
 
-MESHES = {
-  'auto': dict(replica=1, data=4, tensor=2, mode='auto'),
-  'explicit': dict(replica=2, data=2, tensor=2, mode='explicit'),
-}
 SMALL = {
   'model.width': '64',
   'model.depth': '1',
@@ -467,34 +461,25 @@ def run() -> build.Run:
 def alone():
   state = run().init(jax.random.key(0))
   params, vars = jax.tree.map(np.asarray, (state.params, state.vars))
-  return params, vars, mesh_slope(params, vars)
+  return params, vars, _meshes.slope(run(), params, vars, rows())
 
 
-def mesh_slope(params, vars, mesh=None):
+def rows():
   rng, segments = np.random.default_rng(0), np.ones((8, 17), np.int32)
   segments[::2, 9:] = 2
   segments[5, 3:] = 0
   segments[6, :5] = 0
-  rows = dict(
+  return dict(
     tokens=rng.integers(0, 256, segments.shape).astype(np.int32),
     segments=segments,
     positions=_table.positions_of(segments),
   )
-  if mesh is not None:
-    params = jax.device_put(params, run().shardings().params)
-    rows = jax.device_put(rows, NamedSharding(mesh, shard.spec(('batch', None))))
-  f = lambda p: run().objective.loss(p, vars, rows, jax.random.key(1)).sum
-  return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f))(params))
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
 @pytest.mark.parametrize('name', [pytest.param('auto', marks=pytest.mark.slow), 'explicit'])
 def test_a_mesh_changes_neither_loss_nor_gradient(name):
-  params, vars, want = alone()
-  mesh = mesh_lib.make(MESHES[name])
-  with jax.set_mesh(mesh):
-    got = mesh_slope(params, vars, mesh)
-  _table.trees_close(got, want, 2e-5)
+  *first, want = alone()
+  _table.trees_close(_meshes.slope(run(), *first, rows(), _meshes.MESHES[name]), want, 2e-5)
 
 
 # ---- refusals

@@ -5,15 +5,13 @@ one device.
 import functools
 
 import jax
-from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
-from lmjax.parallel import mesh as mesh_lib
-from lmjax.parallel import shard
 
 pytestmark = pytest.mark.skipif(
   jax.device_count() < 8, reason='eight devices are needed; on the CPU conftest.py simulates them'
@@ -32,10 +30,6 @@ MODELS = {
   'layernorm_scaling': {'model.residual': 'layernorm_scaling()'},
   'pre_rmsnorm': {'model.residual': 'pre_rmsnorm()'},
   'pre_crmsnorm': {'model.norm': 'pre_crmsnorm()', 'model.final_norm': 'pre_crmsnorm()'},
-}
-MESHES = {
-  'auto': dict(replica=1, data=4, tensor=2, mode='auto'),
-  'explicit': dict(replica=2, data=2, tensor=2, mode='explicit'),
 }
 
 
@@ -60,25 +54,12 @@ def start(name):
   return jax.tree.map(np.asarray, (state.params, state.vars))
 
 
-def slope(name, mesh=None):
-  objective, (params, vars), rows = run(name).objective, start(name), batch()
-  if mesh is not None:
-    shardings = run(name).shardings()
-    params = jax.device_put(params, shardings.params)
-    rows = jax.device_put(rows, NamedSharding(mesh, shard.spec(('batch', None))))
-  f = lambda p: objective.loss(p, vars, rows, jax.random.key(1)).sum
-  return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f))(params))
-
-
 @functools.cache
 def alone(name):
-  return slope(name)
+  return _meshes.slope(run(name), *start(name), batch())
 
 
-@pytest.mark.parametrize('mesh', MESHES)
+@_meshes.each
 @pytest.mark.parametrize('name', MODELS)
-def test_a_mesh_changes_neither_loss_nor_gradient(name, mesh):
-  made = mesh_lib.make(MESHES[mesh])
-  with jax.set_mesh(made):
-    got = slope(name, made)
-  _table.trees_close(got, alone(name), 2e-5)
+def test_a_mesh_changes_neither_loss_nor_gradient(name, axes):
+  _table.trees_close(_meshes.slope(run(name), *start(name), batch(), axes), alone(name), 2e-5)

@@ -91,7 +91,7 @@ def test_eight_bit_keeps_the_states_of_the_table_in_32():
 
 
 def test_refusals():
-  with pytest.raises(ValueError, match='stable: norm=None: a norm is expected'):
+  with pytest.raises(ValueError, match='stable.norm=None: a norm is expected'):
     registry.make('embed', 'stable(norm=None)')
   with pytest.raises(ValueError, match='stable: multiple_of=0'):
     registry.make('embed', 'stable(multiple_of=0)')

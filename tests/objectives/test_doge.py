@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _runs
 import _table
 from lmjax import build
@@ -16,7 +17,6 @@ from lmjax import config
 from lmjax import kinds
 from lmjax import registry
 from lmjax.objectives import doge
-from lmjax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.slow  # minutes of compiling
 
@@ -282,7 +282,7 @@ def test_a_step_on_a_mesh_equals_one_device():
   b = {k: np.asarray(v, np.int32) for k, v in b.items()}
   key = jax.random.key(0)
   plain, _ = jax.jit(run.step)(run.init(key), b, key)
-  with jax.set_mesh(mesh_lib.make(dict(replica=1, data=-1, tensor=1, mode='auto'))):
+  with jax.set_mesh(_meshes.make(data=-1)):
     state = run.init(key)
     got, _ = jax.jit(run.step)(state, b, key)
   _table.trees_close(

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+import _meshes
 import _runs
 import _table
 from lmjax import build
@@ -24,7 +25,6 @@ from lmjax.checkpoint import Checkpointer
 from lmjax.nn import embedding
 from lmjax.objectives import _common
 from lmjax.objectives import doremi
-from lmjax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.slow  # minutes of compiling
 
@@ -342,7 +342,7 @@ def test_a_step_on_a_mesh_equals_one_device(mode):
     return jax.device_get(jax.jit(run.step)(state, b, key)[0])
 
   plain = one()
-  with jax.set_mesh(mesh_lib.make(dict(replica=1, data=-1, tensor=1, mode=mode))):
+  with jax.set_mesh(_meshes.make(mode, data=-1)):
     place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec('data'))
     b = jax.device_put(b, place)
     got = one()

@@ -4,18 +4,16 @@ import functools
 import math
 
 import jax
-from jax.sharding import NamedSharding
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
 from lmjax import kinds
 from lmjax.objectives import electra as electra_lib
-from lmjax.parallel import mesh as mesh_lib
-from lmjax.parallel import shard
 
 pytestmark = pytest.mark.slow  # minutes of compiling
 
@@ -227,28 +225,10 @@ def test_ablations():
 HALF = 'electra(generator=0.5)'  # two heads, that two devices can share
 
 
-def slope(mesh=None):
-  params, rows = start(HALF), batch(lengths=(32, 20, 10, 4, 1, 0, 32, 27))
-  if mesh is not None:
-    params = jax.device_put(params, run(HALF).shardings().params)
-    rows = jax.device_put(rows, NamedSharding(mesh, shard.spec(('batch', None))))
-  f = lambda p: run(HALF).objective.loss(p, {}, rows, jax.random.key(1)).sum
-  return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f))(params))
-
-
-@pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
-@pytest.mark.parametrize(
-  'axes',
-  [
-    dict(replica=1, data=4, tensor=2, mode='auto'),
-    dict(replica=2, data=2, tensor=2, mode='explicit'),
-  ],
-)
+@_meshes.each
 def test_a_mesh_changes_neither_loss_nor_gradient(axes):
-  mesh = mesh_lib.make(axes)
-  with jax.set_mesh(mesh):
-    got = slope(mesh)
-  _table.trees_close(got, slope(), 2e-4)
+  given = run(HALF), start(HALF), {}, batch(lengths=(32, 20, 10, 4, 1, 0, 32, 27))
+  _table.trees_close(_meshes.slope(*given, axes), _meshes.slope(*given), 2e-4)
 
 
 @pytest.mark.parametrize(

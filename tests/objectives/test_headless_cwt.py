@@ -4,18 +4,16 @@ import functools
 import math
 
 import jax
-from jax.sharding import NamedSharding
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
 from lmjax import registry
 from lmjax.objectives import headless_cwt
-from lmjax.parallel import mesh as mesh_lib
-from lmjax.parallel import shard
 
 B, T, D, V = 3, 8, 5, 11
 
@@ -180,28 +178,10 @@ def start():
   return jax.tree.map(np.asarray, run().init(jax.random.key(0)).params)
 
 
-def slope(mesh=None):
-  params, rows = start(), jax.tree.map(jnp.asarray, batch())
-  if mesh is not None:
-    params = jax.device_put(params, run().shardings().params)
-    rows = jax.device_put(rows, NamedSharding(mesh, shard.spec(('batch', None))))
-  f = lambda p: run().objective.loss(p, {}, rows, jax.random.key(1)).sum
-  return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(f))(params))
-
-
-@pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
-@pytest.mark.parametrize(
-  'axes',
-  [
-    dict(replica=1, data=4, tensor=2, mode='auto'),
-    dict(replica=2, data=2, tensor=2, mode='explicit'),
-  ],
-)
+@_meshes.each
 def test_the_number_of_devices_does_not_matter(axes):
-  mesh = mesh_lib.make(axes)
-  with jax.set_mesh(mesh):
-    got = slope(mesh)
-  _table.trees_close(got, slope(), 2e-5)
+  given = run(), start(), {}, batch()
+  _table.trees_close(_meshes.slope(*given, axes), _meshes.slope(*given), 2e-5)
 
 
 def test_inner_objectives_say_which_places():

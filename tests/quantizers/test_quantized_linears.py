@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _meshes
 import _table
 from lmjax import build
 from lmjax import config
@@ -156,7 +157,7 @@ def alone(spec):
 @pytest.mark.parametrize('spec', PARTS)
 def test_a_mesh_does_not_change_the_loss(spec, mode):
   want = alone(spec)  # this builds the model too, which is done without a mesh
-  mesh = mesh_lib.make(dict(replica=2, data=2, tensor=2, mode=mode))
+  mesh = _meshes.make(mode, replica=2, data=2, tensor=2)
   with jax.set_mesh(mesh):
     assert loss(spec, mesh) == pytest.approx(want, rel=2e-5)
 
@@ -167,7 +168,7 @@ def test_codes_are_stacked_over_layers_and_lie_on_a_mesh_like_the_matrix():
   assert {k: (v.shape, str(v.dtype)) for k, v in q.items()} == dict(
     codes=((3, 16, 4, 8), 'uint8'), scale=((3, 4, 4, 8), 'float16'), zero=((3, 4, 4, 4), 'uint8')
   )
-  placed = r.placements(mesh_lib.abstract(dict(replica=1, data=2, tensor=2, mode='auto')))
+  placed = r.placements(mesh_lib.abstract(_meshes.settings(data=2, tensor=2)))
   spec = placed.vars['vars']['segment_0']['0_block']['mixer']['q']['codes'].spec
   assert tuple(spec) == (None, 'data', 'tensor', None)
   assert 'mixer' not in r.shapes['params']['segment_0']['0_block']

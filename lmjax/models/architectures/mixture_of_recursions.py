@@ -53,7 +53,6 @@ from lmjax import kinds
 from lmjax.models.architectures import _recursion_kv as kv_lib
 from lmjax.models.architectures import _recursion_routers as routers
 from lmjax.models.architectures import _recursion_select as select
-from lmjax.models.architectures import _recursion_stack as stack_lib
 from lmjax.nn import stack
 from lmjax.nn.dropout import dropout
 from lmjax.registry import register
@@ -193,16 +192,17 @@ class MixtureOfRecursions(nn.Module):
     if m.final_norm is not None:
       x = m.final_norm(name='final_norm')(x, ctx)
     cache = None if cache is None else tuple(caches)
-    aux = stack_lib.combine(reports)
+    aux = stack.combine(reports)
     return kinds.Outputs(x, unembed, bias, m.scheme.init.logit_scale(), m.cap, cache, aux)
 
   def _plain(self, n, state, cache, offset, ctx):
-    return stack_lib.plain(self.model, n, state, cache, offset, ctx)
+    return stack.segment(self.model, n, state, cache, offset, ctx)
 
   def _recurse(self, n, state, cache, offset, ctx):
     """One recursed segment: (state, its caches, reports)."""
     segment, reports = self.model.segments[n], []
-    group = stack_lib.group(self.model, n, remat=cache is None)
+    blocks = stack.group(self.model, cache is not None)
+    group = blocks(segment.pattern, self.model, name=f'segment_{n}')
     keys = kv_lib.POLICIES[self.kv](cache)
     segments_BT = ctx.segments_BT
     if segments_BT is None:
@@ -230,7 +230,7 @@ class MixtureOfRecursions(nn.Module):
       shares = select.shares(self.capacities, segment.repeats)
       choose = routers.expert_choice
     state, depth_BT, report = choose(self, n, shares, state, real_BT, ctx, visit)
-    stack_lib.refuse_backward(self.model, n, group)
+    _refuse_backward(segment, group)
     self.sow('intermediates', f'depth_{n}', depth_BT)
     return state, keys.result(), reports + [_told(report, depth_BT, real_BT, segment.repeats)]
 
@@ -262,6 +262,15 @@ def _check_capacities(capacities, kv: str):
     raise ValueError(
       f'capacities={capacities}: kv="share_first" needs keys of all tokens from the first '
       'recursion, so that its capacity must be 1'
+    )
+
+
+def _refuse_backward(segment, blocks):
+  """State of backward passes has one use a step, and these blocks have several."""
+  if 'backward' in blocks.variables:
+    raise kinds.Unsupported(
+      f'config.model.blocks: {", ".join(segment.pattern)} keeps a state of backward passes, which '
+      'blocks that mixture_of_recursions repeats cannot have'
     )
 
 

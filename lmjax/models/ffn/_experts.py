@@ -3,8 +3,8 @@
   f(z) = z + r_1 + ... + r_S,   r_i = relu(LN(z + r_1 + ... + r_(i-1)) W_up,i) W_down,i
 
 LN is a layer norm with gains (and biases) of its own in each expert; the W_down start from zero, so
-that f does. The axis of the width is called `width`, not `embed`: experts lie apart on the mesh
-axis over which ZeRO-3 would cut `embed`.
+that f does. Experts lie apart over the mesh axis `expert`; what ZeRO-3 cuts of
+them is gathered where they are used.
 
 Axes: E experts, C tokens of each, D width, F hidden.
 """
@@ -23,28 +23,30 @@ ZEROS = jax.nn.initializers.zeros
 
 
 def weights(part, ctx, width: int) -> tuple[tuple[dict, ...], tuple[dict, ...]]:
-  """(the parameters of each sublayer, placed; their partition specs). `part` has experts, sublayers
-  and the fields of `_sized.Sized`.
+  """(the parameters of each sublayer, gathered; their partition specs). `part` has experts,
+  sublayers and the fields of `_sized.Sized`.
   """
   hidden = _sized.size(part, width)
   made = dict(
     scale=((width,), Fact(('expert', None), (), 'norm')),
-    up=((width, hidden), Fact(('expert', 'width', 'mlp'), ('width',), 'hidden')),
-    down=((hidden, width), Fact(('expert', 'mlp', 'width'), ('mlp',), 'residual'), ZEROS),
+    up=((width, hidden), Fact(('expert', 'embed', 'mlp'), ('embed',), 'hidden')),
+    down=((hidden, width), Fact(('expert', 'mlp', 'embed'), ('mlp',), 'residual'), ZEROS),
   )
   if part.bias:
     made |= dict(
       shift=((width,), Fact(('expert', None), (), 'bias')),
       up_bias=((hidden,), Fact(('expert', 'mlp'), (), 'bias')),
-      down_bias=((width,), Fact(('expert', 'width'), (), 'bias')),
+      down_bias=((width,), Fact(('expert', 'embed'), (), 'bias')),
     )
 
   def one(i, name, shape, fact, init=None):
     value = params.param(part, f'{name}_{i}', (part.experts, *shape), fact, ctx.scheme, init)
-    return shard.shard(value, *fact.names)
+    return shard.gather(value, fact.names)
 
   found = tuple({k: one(i, k, *how) for k, how in made.items()} for i in range(part.sublayers))
-  return found, tuple({k: shard.spec(how[1].names) for k, how in made.items()} for _ in found)
+  return found, tuple(
+    {k: shard.spec(how[1].names, gathered=True) for k, how in made.items()} for _ in found
+  )
 
 
 def residual(sublayers, x_ECD, inner: tuple[str, ...] = ()):

@@ -15,7 +15,7 @@ number of tokens is refused. Padding is in no expert: it takes no place, its y i
 independent assignments are made in a micro-batch, as by the paper's workers: tokens are first
 shuffled over the groups (stream `dropout`), since neighbours are alike. One group is all tokens
 together. Groups depend on no mesh; on a mesh a multiple of the devices that share the batch is
-needed, and experts lie over the axis `data`, as ZeRO-3 shards do. The assignment (see
+needed, and experts lie over its axis `expert`. The assignment (see
 `kernels.assignment`) is near the best one, not always the best.
 
 Trap: in training an assignment sees all tokens of its group, later ones and other rows (fact

@@ -9,9 +9,7 @@ from jax.extend import core
 from jax.interpreters import mlir
 import jax.numpy as jnp
 
-from lmjax.nn import params
 from lmjax.parallel import facts
-from lmjax.parallel import shard
 from lmjax.parallel.facts import Fact
 
 # Stands for values that do not exist: it has a shape and cannot be computed. Building a model
@@ -41,15 +39,6 @@ def frozen(module, name: str, shape: tuple, dtype, fact: Fact):
     return facts.Box(value, fact)
 
   return module.variable('vars', name, first).value
-
-
-def biased(module, y):
-  """y + b, where the module has a bias; it is a parameter as in a full matrix."""
-  if not module.bias:
-    return y
-  names, sizes = zip(*module.outs)
-  bias = params.param(module, 'bias', sizes, Fact(names, (), 'bias'), module.scheme)
-  return y + shard.gather(bias, names).astype(y.dtype)
 
 
 def where(module) -> str:

@@ -32,8 +32,4 @@ class Dense(nn.Module):
     fact = Fact(in_names + out_names, in_names, self.role)
     kernel = params.param(self, 'kernel', in_sizes + out_sizes, fact, self.scheme)
     y = params.contract(x, shard.gather(kernel, fact.names), len(in_sizes), params.act(out_names))
-    if self.bias:
-      bias_fact = Fact(out_names, (), 'bias')
-      bias = params.param(self, 'bias', out_sizes, bias_fact, self.scheme)
-      y = y + shard.gather(bias, out_names).astype(y.dtype)
-    return y
+    return params.biased(self, y)

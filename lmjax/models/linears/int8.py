@@ -130,7 +130,7 @@ class Int8(nn.Module):
         y = jax.sharding.auto_axes(self._product, out_sharding=spec)(x, v)
       else:
         y = jax.lax.with_sharding_constraint(self._product(x, v), spec)
-    return _codes.biased(self, y)
+    return params.biased(self, y)
 
   @nn.nowrap
   def layout(self) -> dict[str, tuple]:

@@ -26,8 +26,8 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 
+from lmjax.models.linears import _factors
 from lmjax.nn import params
 from lmjax.parallel import facts
 from lmjax.parallel import shard
@@ -60,29 +60,15 @@ class LowRank(nn.Module):
     out_names, out_sizes = zip(*self.outs)
     assert x.shape[-len(in_sizes) :] == in_sizes, (x.shape, self.ins)
     fan_in, fan_out = math.prod(in_sizes), math.prod(out_sizes)
-    if self.rank >= min(fan_in, fan_out):
-      raise ValueError(
-        f'config.model.linear: low_rank.rank={self.rank} is not accepted: below the sides of every '
-        f'matrix is expected, and {"/".join(self.path) or "this one"} is {fan_in} x {fan_out}'
-      )
+    _factors.refuse_whole(self.path, 'low_rank', self.rank, fan_in, fan_out)
     down = self.factor('down', (*in_names, 'rank'), (*in_sizes, self.rank), in_names)
     up = self.factor('up', ('rank', *out_names), (self.rank, *out_sizes), ('rank',))
     h = params.contract(x, down, len(in_sizes), ('rank',)) * (self.alpha / self.rank)
     y = params.contract(h, up, 1, params.act(out_names))
-    if self.bias:
-      bias_fact = Fact(out_names, (), 'bias')
-      bias = params.param(self, 'bias', out_sizes, bias_fact, self.scheme)
-      y = y + shard.gather(bias, out_names).astype(y.dtype)
-    return y
+    return params.biased(self, y)
 
   def factor(self, name: str, names: tuple, shape: tuple, inputs: tuple):
     """One factor as its use needs it on a mesh."""
     fact = Fact(names, inputs, self.role)
-    init = facts.boxed(_uniform(fact.fans(shape)[0]), fact)
+    init = facts.boxed(_factors.uniform(fact.fans(shape)[0]), fact)
     return shard.gather(self.param(name, init, shape, self.scheme.param_dtype), names)
-
-
-def _uniform(fan_in: int):
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.linears import _codes
+from lmjax.nn import bits as bits_lib
 from lmjax.nn import params
 from lmjax.parallel import shard
 from lmjax.parallel.facts import Fact
@@ -42,12 +43,7 @@ class Quantized(nn.Module):
 
   @staticmethod
   def check(bits, group, per, **_):
-    if not 2 <= bits <= 8:
-      raise ValueError(f'bits={bits}: from 2 to 8 is expected')
-    if group is not None and group < 1:
-      raise ValueError(f'group={group}: a positive number of inputs, or None for all, is expected')
-    if group is not None and per == 'tensor':
-      raise ValueError(f'group={group}: None is expected where per="tensor"')
+    bits_lib.checked(bits, group, per)
 
   @nn.compact
   def __call__(self, x):
@@ -60,7 +56,7 @@ class Quantized(nn.Module):
     }
     kernel = self.matrix(variables, x.dtype)
     y = params.contract(x, kernel, len(in_sizes), params.act(out_names))
-    return _codes.biased(self, y)
+    return params.biased(self, y)
 
   @nn.nowrap
   def layout(self) -> dict[str, tuple]:

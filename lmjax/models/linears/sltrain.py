@@ -37,6 +37,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.models.linears import _factors
 from lmjax.nn import params
 from lmjax.parallel import facts
 from lmjax.parallel import shard
@@ -76,7 +77,7 @@ class Sltrain(nn.Module):
     assert x.shape[-len(in_sizes) :] == in_sizes, (x.shape, self.ins)
     fan_in, fan_out = math.prod(in_sizes), math.prod(out_sizes)
     count = self.entries(fan_in, fan_out)
-    start = _uniform(fan_in)
+    start = _factors.uniform(fan_in)
     names = (*in_names, 'rank'), ('rank', *out_names)
     made = fan_out / self.rank  # the whole matrix meets each token, its factors do not
     thin = Fact(names[0], in_names, self.role, made), Fact(names[1], ('rank',), self.role, 0.0)
@@ -87,11 +88,7 @@ class Sltrain(nn.Module):
     places = self.variable('vars', 'support', draw).value
     form = Form(in_names, out_names, self.alpha / self.rank)
     y = product(form, x, down, up, values, places)
-    if self.bias:
-      bias_fact = Fact(out_names, (), 'bias')
-      bias = params.param(self, 'bias', out_sizes, bias_fact, self.scheme)
-      y = y + shard.gather(bias, out_names).astype(y.dtype)
-    return y
+    return params.biased(self, y)
 
   def trained(self, name: str, shape: tuple, fact: Fact, init):
     """A parameter as its use needs it on a mesh."""
@@ -101,11 +98,7 @@ class Sltrain(nn.Module):
   def entries(self, fan_in: int, fan_out: int) -> int:
     """Entries of S. Raises ValueError, naming the matrix, where factors or S are no use."""
     where, size = '/'.join(self.path) or 'this one', fan_in * fan_out
-    if self.rank >= min(fan_in, fan_out):
-      raise ValueError(
-        f'config.model.linear: sltrain.rank={self.rank} is not accepted: below the sides of every '
-        f'matrix is expected, and {where} is {fan_in} x {fan_out}'
-      )
+    _factors.refuse_whole(self.path, 'sltrain', self.rank, fan_in, fan_out)
     if size > LARGEST[int]:
       raise ValueError(
         f'config.model.linear: sltrain counts entries in 32 bits, and {where} has {size}'
@@ -193,9 +186,3 @@ def _automatic(f, args, out):
   if not shard.is_explicit():
     return f(*args)
   return jax.sharding.auto_axes(f, out_sharding=out)(*args)
-
-
-def _uniform(fan_in: int):
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

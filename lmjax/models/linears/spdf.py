@@ -74,11 +74,7 @@ class Spdf(nn.Module):
       kernel = jnp.where(kept, kernel, jnp.zeros_like(kernel))
     kernel = shard.gather(kernel, fact.names)
     y = params.contract(x, kernel, len(in_sizes), params.act(out_names))
-    if self.bias:
-      bias_fact = Fact(out_names, (), 'bias')
-      bias = params.param(self, 'bias', out_sizes, bias_fact, self.scheme)
-      y = y + shard.gather(bias, out_names).astype(y.dtype)
-    return y
+    return params.biased(self, y)
 
   def mask(self, fact: Fact, shape: tuple):
     """True where an entry is kept."""

@@ -87,7 +87,7 @@ class StructuredFfn(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    (in_names, in_sizes), (out_names, out_sizes) = zip(*self.ins), zip(*self.outs)
+    (in_names, in_sizes), (out_names, _) = zip(*self.ins), zip(*self.outs)
     assert x.shape[-len(in_sizes) :] == in_sizes, (x.shape, self.ins)
     if HIDDEN not in in_names + out_names:
       return self.full(x)
@@ -96,11 +96,7 @@ class StructuredFfn(nn.Module):
     down, up = (self.factor(name, *how, values) for name, how in form.factors().items())
     plain = functools.partial(_structured_ffn.product, form, x, down, up)
     y = self.mixture(x, plain, values) if self.guided else plain()
-    if self.bias:
-      bias_fact = Fact(out_names, (), 'bias')
-      bias = params.param(self, 'bias', out_sizes, bias_fact, self.scheme)
-      y = y + shard.gather(bias, out_names).astype(y.dtype)
-    return y
+    return params.biased(self, y)
 
   def full(self, x):
     """The full matrix, its parameters in this module."""
