@@ -14,6 +14,8 @@ from lmjax.experiment import code
 from lmjax.experiment.declare import Arm, Experiment, ExperimentError, FILE, Scale
 
 RESERVED = ('seed', 'steps')  # the runner's own
+BEFORE = '{before}'  # in a change: the run directory that a trial begins from
+STAGES = 'before'  # the field in which arms may have unequal numbers of runs
 LAST = 0.1  # of the peak: what a schedule that has decayed ends at, at most
 
 
@@ -135,6 +137,14 @@ def _check_arm(arm: Arm, demand: Callable) -> None:
     for value in values:
       plain = value is None or isinstance(value, (bool, int, float, str))
       demand(plain, f'arm {arm.name}: grid[{key!r}] has {value!r}: a plain value is expected')
+  right = _listed(arm.before) and all(isinstance(run, Mapping) for run in arm.before)
+  demand(right, f'arm {arm.name}: before={arm.before!r}: a tuple of dictionaries is expected')
+  for i, run in enumerate(arm.before):
+    at, steps = f'arm {arm.name}: before[{i}]', run.get('steps')
+    demand(_whole(steps) and steps > 0, f'{at}: steps={steps!r}: a number of steps is expected')
+    demand('seed' not in run, f"{at}: 'seed' is the trial's; see seeds=")
+  for key, value in (arm.before[0] if arm.before else arm.changes).items():
+    demand(BEFORE not in str(value), f'arm {arm.name}: {key}={value!r}: no run is before this one')
   for key in [*arm.changes, *arm.grid]:
     owned = f"arm {arm.name}: {key!r} is not an arm's to change; see seeds= and budgets="
     demand(key not in RESERVED, owned)
@@ -172,6 +182,23 @@ def check_fields(e: Experiment, arm: Arm, config: dict, baseline: dict) -> None:
       raise ExperimentError(
         f'arm {arm.name} changes config.{key} ({b.get(key)!r} -> {a.get(key)!r}), which is not in '
         f'fields={tuple(e.fields)}; declare it, or give both arms the same value'
+      )
+
+
+def check_before(e: Experiment, configs: Mapping[str, list[dict]]) -> None:
+  """Raises ExperimentError where the runs before those of an arm, by its name, are not as many as
+  the baseline's or differ from them in other keys than the declared ones.
+  """
+  baseline = configs[e.baseline.name]
+  for arm in e.arms:
+    own = configs[arm.name]
+    if len(own) == len(baseline):
+      for mine, theirs in zip(own, baseline):
+        check_fields(e, arm, mine, theirs)
+    elif STAGES not in e.fields:
+      raise ExperimentError(
+        f'arm {arm.name}: before= has {len(own)} runs and the baseline {len(baseline)}; declare '
+        f'{STAGES!r} in fields={tuple(e.fields)}, or give both as many'
       )
 
 

@@ -29,12 +29,18 @@ class Arm:
 
   changes: config key -> value, over the recipe's and the scale's. grid: config key -> values; all
     combinations are tried. claim: what its authors say of a treatment, see `claims`.
+  before: changes of earlier runs, in order, over the recipe's and the scale's; each says its own
+    `steps`. Every run begins from the one before (`init_from`), the last from them all: '{before}'
+    stands for the run directory, which is what `init_from` is unless it is given, as in
+    'add_head(run="{before}")'. All have the trial's seed; grid and budgets are those of the last.
+    Where treatments have fewer or more runs than the baseline, `before` is among the fields.
   """
 
   name: str
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
   claim: claims.Claim | None = None
+  before: Sequence[Mapping[str, Any]] = ()
 
   def points(self) -> list[dict[str, Any]]:
     """Every combination of the grid's values; one empty point without a grid."""

@@ -19,6 +19,7 @@ from lmjax import exits
 from lmjax import files
 from lmjax import tracking
 from lmjax.experiment import measures
+from lmjax.experiment.declare import ExperimentError
 from lmjax.experiment.trials import Trial
 
 OUTCOME = 'outcome.json'
@@ -66,7 +67,8 @@ def execute(
   """Runs a trial to its end and returns its record; one that ended before is read, not run.
 
   Args:
-    runs: where run directories are made. measure: lines of metrics -> the number that is compared.
+    runs: where run directories are made, those of the runs before among them.
+    measure: lines of metrics -> the number that is compared.
     cpus: the cores it may use, or None for all.
   """
   stopping = stopping or Stopping()
@@ -76,6 +78,7 @@ def execute(
     return found | dict(value=_value(measure, path))
   if stopping.told:
     return dict(status=STOPPED, message='not begun', value=None)
+  below = _below(trial, runs)
   path.mkdir(parents=True, exist_ok=True)
   cost = dict.fromkeys(COST, 0)
   if found is not None:
@@ -83,11 +86,25 @@ def execute(
   idle, status = 0, exits.RETRY
   while idle < ATTEMPTS and not stopping.told and (status == exits.RETRY or status < 0):
     before = last_step(path)
-    status = _attempt(trial, path, cpus, stopping, cost)
+    status = _attempt(trial, runs, cpus, stopping, cost)
     idle = idle + 1 if last_step(path) == before else 0
-  record = _record(path, status, cost, stopping)
+  record = _record(path, status, cost, stopping) | (dict(before=below) if below else {})
   files.write(path / OUTCOME, json.dumps(record))
   return record | dict(value=_value(measure, path))
+
+
+def _below(trial: Trial, runs: Any) -> dict[str, dict[str, float]]:
+  """{run: what it cost} of the runs that this one rests on. Raises ExperimentError where one of
+  them did not end well.
+  """
+  out = {}
+  for t in trial.chain()[:-1]:
+    found = read(folder(runs, t)) or dict(status='it has not ended', message='')
+    if found['status'] != DONE:
+      text = f'{found["status"]} {found["message"]}'.rstrip()
+      raise ExperimentError(f'it begins from {t.name}: {text}')
+    out[f'{t.identity} {t.code}'] = {k: found[k] for k in ('seconds', 'cpu_seconds')}
+  return out
 
 
 def _value(measure: Callable, path: pathlib.Path) -> float | None:
@@ -111,10 +128,12 @@ def last_step(path: pathlib.Path) -> int:
   return max((x['step'] for x in lines), default=0)
 
 
-def _attempt(trial: Trial, path, cpus, stopping: Stopping, cost) -> int:
+def _attempt(trial: Trial, runs, cpus, stopping: Stopping, cost) -> int:
   """Starts the run once and waits for it; returns its status, -N where signal N ended it."""
+  path = folder(runs, trial)
+  before = (folder(runs, trial.before) / 'run').absolute() if trial.before else ''
   env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-  command = [sys.executable, '-m', 'lmjax.main', *trial.words(path / 'run')]
+  command = [sys.executable, '-m', 'lmjax.main', *trial.words(path / 'run', before)]
   if cpus is not None and hasattr(os, 'sched_setaffinity'):
     # Of the process itself: code between fork and exec deadlocks where threads run.
     pin = (

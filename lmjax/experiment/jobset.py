@@ -177,7 +177,14 @@ def command(trial: Trial, runs: str, pods: Pods) -> list[str]:
 
 
 def manifest(trial: Trial, slug: str, scale: str, runs: str, pods: Pods) -> dict[str, Any]:
-  """One trial's JobSet."""
+  """One trial's JobSet. Raises ExperimentError for one that begins from another run, for which
+  nothing would wait.
+  """
+  if trial.before is not None:
+    raise ExperimentError(
+      f'render: {trial.name} begins from another run (before=), and JobSets do not wait for each '
+      'other; --engine=ray or --engine=slurm runs such arms'
+    )
   hosts, _ = size(pods)
   person = [exits.USER, exits.BROKEN, exits.DISK]
   if hosts == 1:

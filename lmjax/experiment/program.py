@@ -60,7 +60,8 @@ def main(folder: str, scale: str) -> None:
   for arm, point, seed, steps in json.load(sys.stdin):
     try:
       t = trials.trial(e, scale, arms[arm], point, seed, steps)
-      found = digest(trials.resolve(t.base, t.changes))
+      chain = t.chain() if hasattr(t, 'chain') else [t]
+      found = ' '.join(digest(trials.resolve(x.base, x.changes)) for x in chain)
       line = dict(identity=t.identity, code=t.code, program=found)
     except (KeyError, ValueError) as error:
       line = dict(error=str(error))

@@ -18,7 +18,6 @@ from typing import Any, Callable, Sequence
 
 from lmjax import rundir
 from lmjax import tracking
-from lmjax.experiment import code
 from lmjax.experiment import execute
 from lmjax.experiment import measures
 from lmjax.experiment import trials as trials_lib
@@ -136,8 +135,7 @@ def _differs(trial: Trial) -> str:
   """Why a result from this machine would not be the trial's, or ''. Hours lie between handing in
   and running, and every machine has an lmjax of its own.
   """
-  resolved = trials_lib.resolve(trial.base, trial.changes)
-  found = trials_lib.identity(resolved), code.fingerprint(resolved)
+  found = trials_lib.prints(trial.base, trial.changes, trial.before)
   if found == (trial.identity, trial.code):
     return ''
   what = 'config' if found[0] != trial.identity else 'code'

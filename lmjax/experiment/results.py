@@ -126,6 +126,11 @@ def record(trial: Trial, measure: str, outcome: dict[str, Any]) -> dict[str, Any
   return {k: getattr(trial, k) for k in KEYS} | outcome | dict(measure=measure)
 
 
+def below(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+  """{run: what it cost} of the runs that trials rest on, each once."""
+  return {k: v for r in records for k, v in r.get('before', {}).items()}
+
+
 class Known(dict):
   """(identity, code) -> record, of one scale and one measure. others: records of other measures."""
 

@@ -15,6 +15,7 @@ from lmjax import flops as flops_lib
 from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import execute
+from lmjax.experiment import measures
 from lmjax.experiment import results as results_lib
 from lmjax.experiment import summary
 from lmjax.experiment import trials as trials_lib
@@ -34,6 +35,16 @@ def unfinished(trials: Sequence[Trial], known: dict) -> list[Trial]:
   return list(out.values())
 
 
+def ahead(trials: Sequence[Trial]) -> list[list[Trial]]:
+  """The runs that these rest on, each once: first those that rest on none."""
+  levels: list[dict[tuple[str, str], Trial]] = []
+  for t in trials:
+    for n, run in enumerate(t.chain()[:-1]):
+      levels += [{}] * (n == len(levels))
+      levels[n].setdefault((run.identity, run.code), run)
+  return [list(level.values()) for level in levels]
+
+
 def estimate(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, float]:
   """(trials in all, trials to run, core-hours of these, accelerator-hours where trials ask for
   some): by what trials of the same arm took, else by FLOPs; NaN for accelerators never timed.
@@ -41,7 +52,9 @@ def estimate(e: declare.Experiment, scale: str, known: dict) -> tuple[int, int, 
   """
   made = summary.everything(e, scale, known, untuned=True)
   todo = unfinished(made, known)
-  total = sum(_seconds(e.scales[scale], t, known) for t in todo)
+  there = results_lib.below(known.values())
+  first = [t for level in ahead(todo) for t in level if f'{t.identity} {t.code}' not in there]
+  total = sum(_seconds(e.scales[scale], t, known) for t in first + todo)
   return len({(t.identity, t.code) for t in made}), len(todo), total / 3600
 
 
@@ -104,6 +117,9 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
     twins: dict[tuple[str, str], list[Trial]] = {}
     for t in made:
       twins.setdefault((t.identity, t.code), []).append(t)
+    for level in ahead(todo):
+      for i, (t, outcome) in enumerate(engine.run(level, runs, measures.final_loss), 1):
+        say(f'{stage}, run before {i}/{len(level)}: {t.name}: {told_of(outcome)}')
     for i, (t, outcome) in enumerate(engine.run(todo, runs, e.measure), 1):
       if outcome['status'] == execute.STOPPED:
         continue  # it goes on later
@@ -121,7 +137,8 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
 
 def past(s: declare.Scale, known: dict) -> float:
   """Hours spent so far."""
-  return sum(s.spent(r) for r in known.values() if r['status'] in execute.ENDED) / 3600
+  ended = [r for r in known.values() if r['status'] in execute.ENDED]
+  return sum(s.spent(r) for r in [*ended, *results_lib.below(known.values()).values()]) / 3600
 
 
 def check_hours(folder: Any, e: declare.Experiment, scale: str, known: dict, hours: float) -> None:

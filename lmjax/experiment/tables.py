@@ -73,6 +73,10 @@ def table(e: declare.Experiment, scale: str, results: dict) -> str:
   tuned, points = [len(c.tuning) for c in s.cells], len(e.baseline.points())
   done = f'{min(tuned)}' if len({*tuned}) == 1 else f'{min(tuned)} to {max(tuned)}'
   notes = [f'Tuning: {done} of {points} points finished at each budget of every arm.']
+  for arm in e.arms:
+    if arm.before:
+      steps = ' and '.join(str(run['steps']) for run in arm.before)
+      notes.append(f'{arm.name} begins from an earlier run of its seed: {steps} steps.')
   if edge:
     notes.append(f'Best value on the edge of its grid: {", ".join(edge)}.')
   if s.missing:
@@ -125,7 +129,8 @@ def page(folder: Any) -> str:
     if scale not in results['scales']:
       continue
     records = results['scales'][scale]['records']
-    hours = sum(map(e.scales[scale].spent, records)) / 3600
+    paid = [*records, *results_lib.below(records).values()]
+    hours = sum(map(e.scales[scale].spent, paid)) / 3600
     devices = sorted({str(r['versions'].get('device')) for r in records})
     versions = {
       k: sorted({str(r['versions'].get(k)) for r in records})

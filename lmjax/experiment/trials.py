@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 from typing import Any, Iterable
 
@@ -34,15 +35,21 @@ class Trial:
   code: str
   cores: int = 1
   gpus: int = 0
+  before: 'Trial | None' = None  # the run that this one begins from
 
   @property
   def name(self) -> str:
     point = ' '.join(f'{k}={v!r}' for k, v in self.point.items())
     return f'{self.arm}, {self.steps} steps, seed {self.seed}' + (f', {point}' if point else '')
 
-  def words(self, workdir: Any) -> list[str]:
-    """Arguments of `python -m lmjax.main`."""
+  def chain(self) -> list['Trial']:
+    """The runs that this one rests on, the first one first, and itself."""
+    return [*(self.before.chain() if self.before else ()), self]
+
+  def words(self, workdir: Any, before: Any = '') -> list[str]:
+    """Arguments of `python -m lmjax.main`; `before` is the run directory to begin from."""
     settings = [f'--config.{k}={text(v)}' for k, v in self.changes]
+    settings = [w.replace(checks.BEFORE, str(before)) for w in settings]
     if not any(k.startswith('watchdog') for k, _ in self.changes):
       settings.append('--config.watchdog.exit=true')  # what hangs is started again
     return [f'--config={self.base}', f'--workdir={workdir}', *settings]
@@ -86,6 +93,15 @@ def _prints(base: str, words: tuple[tuple[str, str], ...]) -> tuple[str, str]:
   return identity(resolved), code.fingerprint(resolved)
 
 
+def prints(base: str, changes, before: Trial | None) -> tuple[str, str]:
+  """(identity, code) of a trial and of those that it rests on."""
+  own = _prints(base, _words(changes))
+  if before is None:
+    return own
+  below = prints(before.base, before.changes, before.before)
+  return tuple(hashlib.sha256(' '.join(p).encode()).hexdigest()[:16] for p in zip(below, own))
+
+
 def forget() -> None:
   """Code is looked at again."""
   code.forget()
@@ -96,29 +112,39 @@ def settings(
   e: declare.Experiment, scale: str, arm: declare.Arm, point: dict, seed: int, steps: int
 ) -> dict[str, Any]:
   """What a trial changes of the recipe; what is nearer to the trial wins."""
-  near = {**e.changes, **e.scales[scale].changes, **arm.changes, **point}
+  begin = dict(init_from=checks.BEFORE) if arm.before else {}
+  near = {**e.changes, **e.scales[scale].changes, **begin, **arm.changes, **point}
   return near | dict(seed=seed, steps=steps)
+
+
+def stages(e: declare.Experiment, scale: str, arm: declare.Arm, seed: int) -> list[dict[str, Any]]:
+  """What the runs before change of the recipe."""
+  far = {**e.changes, **e.scales[scale].changes}
+  begins = [{}] + [dict(init_from=checks.BEFORE)] * (len(arm.before) - 1)
+  return [far | begin | own | dict(seed=seed) for begin, own in zip(begins, arm.before)]
 
 
 def trial(
   e: declare.Experiment, scale: str, arm: declare.Arm, point, seed: int, steps: int
 ) -> Trial:
   """One trial, its config resolved; ExperimentError where it could not be compared."""
-  s, changes = e.scales[scale], settings(e, scale, arm, point, seed, steps)
+  before = None
+  for n, changes in enumerate(stages(e, scale, arm, seed)):
+    before = _made(e, scale, f'{arm.name}, run {n + 1} before', {}, changes, before)
+  changes = settings(e, scale, arm, point, seed, steps)
   resolved = resolve_arm(e, arm, changes)
   checks.check_decay(arm, resolved)
   checks.check_data(arm, resolved)
-  return Trial(
-    arm.name,
-    dict(point),
-    seed,
-    steps,
-    e.base,
-    tuple(changes.items()),
-    *_prints(e.base, _words(changes.items())),
-    s.cores,
-    s.gpus,
-  )
+  return _made(e, scale, arm.name, dict(point), changes, before)
+
+
+def _made(e, scale: str, name: str, point: dict, changes: dict, before: Trial | None) -> Trial:
+  s, at, own = e.scales[scale], (changes['seed'], changes['steps']), tuple(changes.items())
+  return Trial(name, point, *at, e.base, own, *prints(e.base, own, before), s.cores, s.gpus, before)
+
+
+def _stage_configs(e: declare.Experiment, scale: str, arm: declare.Arm) -> list[dict[str, Any]]:
+  return [resolve_arm(e, arm, c) for c in stages(e, scale, arm, e.tuning_seed)]
 
 
 def tuning(e: declare.Experiment, scale: str) -> list[Trial]:
@@ -128,6 +154,7 @@ def tuning(e: declare.Experiment, scale: str) -> list[Trial]:
   at = e.tuning_seed, e.scales[scale].budgets[0]
   config = lambda arm, point: resolve_arm(e, arm, settings(e, scale, arm, point, *at))
   baseline = config(e.baseline, e.baseline.points()[0])
+  checks.check_before(e, {a.name: _stage_configs(e, scale, a) for a in e.arms})
   for arm in e.arms:
     seen: dict[str, dict] = {}
     for point in arm.points():
