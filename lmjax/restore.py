@@ -172,10 +172,30 @@ def with_held(run: build_lib.Run, state: Any) -> Any:
   Raises ValueError where those are not of the same model and tokenizer.
   """
   vars = dict(state.vars)
+  for name, where, reader, step in _held(run):
+    like = abstract_state(run).vars[name]
+    found = reader.restore_params(step, only=('params', 'vars'))
+    found = {'params': found['params'], **found['vars']}
+    vars[name] = fitted({k: found[k] for k in like if k in found}, like, where.rstrip(': '))
+  return state.replace(vars=vars)
+
+
+def check_sources(run: build_lib.Run):
+  """Raises ValueError where a run that this one takes variables from is not there, or holds another
+  model; nothing is read of it yet.
+  """
+  if run.config['init_from']:
+    find_checkpoint(begun_from(run), where='config.init_from: ')
+  for _ in _held(run):
+    pass
+
+
+def _held(run: build_lib.Run):
+  """(collection, what errors begin with, its checkpoints, step) of the runs that are held."""
   for name, source in registry.make('objective', run.config['objective']).fact('holds').items():
     where = f'config.objective: {name}={source!r}: '
     reader, step = find_checkpoint(source, where)
-    theirs, like = config_of(source), abstract_state(run).vars[name]
+    theirs = config_of(source)
     ours, other = (config_lib.flat(c['model']) for c in (run.config, theirs))
     for key in sorted(ours.keys() | other.keys()):
       if f'model.{key}' not in config_lib.OUTSIDE_FINGERPRINT and ours.get(key) != other.get(key):
@@ -188,10 +208,7 @@ def with_held(run: build_lib.Run, state: Any) -> Any:
         f'{where}its config.data.tokenizer={theirs["data"]["tokenizer"]!r} is another one than '
         f'{run.config["data"]["tokenizer"]!r}; a run with the same tokens is expected'
       )
-    found = reader.restore_params(step, only=('params', 'vars'))
-    found = {'params': found['params'], **found['vars']}
-    vars[name] = fitted({k: found[k] for k in like if k in found}, like, where.rstrip(': '))
-  return state.replace(vars=vars)
+    yield name, where, reader, step
 
 
 def built(source: str) -> build_lib.Run:

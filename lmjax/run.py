@@ -87,8 +87,8 @@ def _open(run: build_lib.Run, workdir: pathlib.Path, mesh, *, force: bool):
 
   open_dir(write=False)  # a directory of another run is refused before its data is read,
   fresh = lambda: not (workdir / 'checkpoints').is_dir()
-  if run.config['init_from'] and processes.from_primary(fresh):
-    restore.find_checkpoint(restore.begun_from(run), where='config.init_from: ')
+  if processes.from_primary(fresh):
+    restore.check_sources(run)
   rundir.make(workdir)
   feed = processes.primary_first(lambda: feed_lib.Feed(run, workdir, mesh))
   # ... and data that cannot be read claims no directory.

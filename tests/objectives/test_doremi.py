@@ -297,6 +297,7 @@ def test_references_that_do_not_fit(data, reference, tmp_path, capsys, change, w
   assert run(tmp_path / 'w', data, LEARN.format(folder), steps=8) == 2
   said = capsys.readouterr().err.strip().splitlines()[-1]
   assert said.startswith('lmjax: ') and (words in said), said
+  assert not (tmp_path / 'w').exists()  # it claims no directory
 
 
 @pytest.mark.parametrize(
