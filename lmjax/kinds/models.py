@@ -205,7 +205,15 @@ class Architecture(Protocol):
 
 
 class Cache(Protocol):
-  """A pytree, built by `part(batch=, length=, heads=, head_dim=, dtype=, window=)`."""
+  """A pytree, built by `part(batch=, length=, heads=, head_dim=, dtype=, window=)`. Every array has
+  the row in front (behind the layer, in a stack), so that decoding may gather and repeat rows;
+  this holds for the states that recurrent mixers keep, too.
+  """
 
   def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT) -> tuple['Cache', tuple]:
     """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS), 0 empty."""
+
+  def back(self, dropped_B, most: int) -> 'Cache':
+    """The cache without the last dropped_B tokens of each row, `most` at most. Raises Unsupported
+    where it has not kept what was there before. Optional: without it no rule may go back.
+    """
