@@ -91,7 +91,7 @@ def test_a_trial_that_cannot_run_says_why_and_is_tried_again(tmp_path):
 
 
 def test_a_run_that_dies_at_once_is_not_started_for_ever(tmp_path, monkeypatch):
-  monkeypatch.setattr(trials.Trial, 'words', lambda self, w: ['--list'])
+  monkeypatch.setattr(trials.Trial, 'words', lambda self, workdir, before: ['--list'])
   dies = 'import os, sys; os.kill(os.getpid(), 9)'
   fake = tmp_path / 'python'
   fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{dies}"\n')
