@@ -1,7 +1,7 @@
 """The traced half of generation: a prefill, one model as decoding rules see it, and the loop.
 
-A slot is what a model has read; rows may go forward and back by different numbers of tokens. What an
-encoder read is in the cache: the loop never runs it again.
+A slot is what a model has read; rows may go forward and back by different numbers of tokens. What
+an encoder read is in the cache: the loop never runs it again.
 
 Axes: B rows, R = B * streams rows of the caches, P prompt columns, K texts, T new tokens.
 """

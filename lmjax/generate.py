@@ -5,8 +5,9 @@ Prompts are padded on the left with segment 0, so that all rows end in the same 
 of a row's first real token is 0. All but the last token of each prompt go through `prefill`; the
 loop feeds the last one and what follows. An encoder reads its source there, once; a prefix that all
 may see goes through it whole, and the loop feeds its last token again. A row gives the same alone
-and in any batch: rows share no key. Shapes are rounded up (rows and prompts to powers of two, new tokens to a multiple of 64), so
-that few programs are compiled, once for each architecture in a process.
+and in any batch: rows share no key. Shapes are rounded up (rows and prompts to powers of two, new
+tokens to a multiple of 64), so that few programs are compiled, once for each architecture in a
+process.
 
 Axes: B rows, P prompt columns, T new tokens.
 """
@@ -163,7 +164,9 @@ def decoded(
     nets,
     tuple(variables for _, variables in models),
     slots,
-    _base.Start(padding.tails(texts, made.tail, batch), np.int32(-1 if eos is None else eos), tokens),
+    _base.Start(
+      padding.tails(texts, made.tail, batch), np.int32(-1 if eos is None else eos), tokens
+    ),
     arrays,
     row_keys([(*(p.source or ()), *p.text) for p in asked] + spare, seed),
     np.arange(batch) >= len(asked),
@@ -264,12 +267,14 @@ def sample_text(run: Any, variables, prompt: str, **how) -> str:
 
 
 def trial(run: Any, prompt: str):
-  """Raises ValueError where the model of a run cannot read such a prompt; nothing is computed."""
+  """Raises ValueError where a model that learnt to answer prompts cannot read this one; nothing is
+  computed.
+  """
   made = prompts_lib.of(run)
-  asked = [made.prompt(made.ids(prompt))]
-  check(run.architecture, asked, 1)
   if made.task is None:
     return
+  asked = [made.prompt(made.ids(prompt))]
+  check(run.architecture, asked, 1)
   limit = context_limit(run.architecture)
   given = inputs(asked, least_rows(), [] if limit is None else [limit])
   length = given[0].shape[1] + 1

@@ -28,7 +28,7 @@ class Prompts:
     return prompt_ids(self.tokenizer, text, self.bos, encode=getattr(self.task, 'encode', None))
 
   def prompt(self, ids: Sequence[int]) -> kinds.Prompt:
-    """The prompt for a model to go on from these ids. Raises ValueError where it never learnt to."""
+    """What the model reads to go on from these ids. Raises ValueError where it never learnt to."""
     return plain(ids) if self.task is None else self.task.prompt(ids)
 
   def new_text(self, ids: Sequence[int], new: Sequence[int]) -> str:

@@ -58,7 +58,9 @@ def train(
   compilation_cache()
   path = rundir.local(workdir)
   with stop_lib.Stop() as stop:
-    asked = tasks(resolved['eval']['tasks'], 'eval.tasks')  # no surprise at the end: no file missing
+    asked = tasks(
+      resolved['eval']['tasks'], 'eval.tasks'
+    )  # no surprise at the end: no file missing
     run = build_lib.build(resolved)
     checks.trained(run)
     if asked:  # ... and a model that can be asked
