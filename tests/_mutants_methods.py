@@ -322,7 +322,7 @@ MORE = (
   ('generate.py', 'p.text if whole else p.text[:-1]', 'p.text[:-1]', Z),
   ('windows.py', 'stream[max(0, stop - length) : done]', 'stream[:done]', Z),
   ('lm.py', 'seen = prefix if prefix.any() else None', 'seen = None', Z),
-  ('lm.py', 'prefix[r, : w.prefix] = 1', 'prefix[r, : w.prefix - 1] = 1', Z),
+  ('lm.py', 'prefix[r, : w.prefix] = 1', 'prefix[r, : w.prefix // 2] = 1', Z),
   ('prompts.py', 'self.prompt(ids).joined', 'True', Z),
   ('data/transforms/ul2.py', '(*given, *text, self.tokenizer.eos)', '(*given, *text)', U),
   ('data/transforms/ul2.py', "('R', 'X', 'S') if holes", "('X', 'R', 'S') if holes", U),

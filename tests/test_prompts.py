@@ -222,8 +222,10 @@ def test_texts_go_on_and_holes_are_filled():
   assert on.joined and not filled.joined
   tok = run(form).tokenizer
   assert on.text == tok.decode(written(form, ('hello',), eos=tok.eos)[0])
-  mark = tok.extra[3:5]
-  assert transform(form).decode([mark[0], 97, 98, mark[1]]) == '<extra_id_0>ab<extra_id_1>'
+  own, mark = prompts.of(run(form)), tok.extra[3:5]
+  new = [mark[0], 97, 98, mark[1]]
+  assert own.new_text(own.ids('a<extra_id_0>'), new) == '<extra_id_0>ab<extra_id_1>'
+  assert own.new_text(own.ids('a'), new) == 'ab'
 
 
 def test_models_of_other_layouts_do_not_decode_together():
