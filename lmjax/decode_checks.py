@@ -11,25 +11,53 @@ from lmjax import kinds
 from lmjax import registry
 
 
-def check(architecture, prompts: Sequence[Sequence[int]], max_tokens: int):
+def check(architecture, prompts: Sequence[kinds.Prompt], max_tokens: int):
   """Raises ValueError or Unsupported where these prompts cannot be continued by so many tokens."""
   architecture.model.require(
     'cache', 'cannot decode token by token, so this model cannot generate text'
   )
   if max_tokens < 1:
     raise ValueError(f'max_tokens={max_tokens}: at least 1 is expected')
-  limit, vocab = decode_loop.context_limit(architecture), architecture.model.vocab
+  limit = decode_loop.context_limit(architecture)
   for i, p in enumerate(prompts):
-    if not len(p):
-      raise ValueError(f'prompt {i} is empty: at least one token is needed to continue from')
-    if min(p) < 0 or max(p) >= vocab:
-      raise ValueError(f'prompt {i} holds a token outside 0 ... {vocab - 1}')
-    if limit is not None and len(p) + max_tokens > limit + 1:  # the last token is never fed
+    layout(architecture.model, p)
+    n = len(p.text)
+    for text in (p.text, *([] if p.source is None else [p.source])):
+      ids(architecture.model.vocab, text, i)
+    if limit is not None and n + max_tokens > limit + 1:  # the last token is never fed
       raise ValueError(
-        f'prompt {i} has {len(p)} tokens and {max_tokens} more are asked for, but the model has '
+        f'prompt {i} has {n} tokens and {max_tokens} more are asked for, but the model has '
         'positions for '
-        f'{limit}: shorten the prompt or ask for at most {max(0, limit + 1 - len(p))} tokens'
+        f'{limit}: shorten the prompt or ask for at most {max(0, limit + 1 - n)} tokens'
       )
+    if limit is not None and len(p.source or ()) > limit:
+      raise ValueError(
+        f'the source of prompt {i} has {len(p.source)} tokens, but the model has positions for '
+        f'{limit}: shorten the prompt'
+      )
+
+
+def ids(vocab: int, text: Sequence[int], i: int):
+  """Raises ValueError where a text of prompt i is empty or holds what is no token."""
+  if not len(text):
+    raise ValueError(f'prompt {i} is empty: at least one token is needed to continue from')
+  if min(text) < 0 or max(text) >= vocab:
+    raise ValueError(f'prompt {i} holds a token outside 0 ... {vocab - 1}')
+
+
+def layout(model: Any, prompt: kinds.Prompt):
+  """Raises Unsupported where a model cannot read a prompt of this layout."""
+  if model.encoders and prompt.source is None:
+    raise kinds.Unsupported(
+      'config.model.architecture reads a source, and the prompt has none: a `kinds.Prompt`, as the '
+      'transform makes it that made the rows, is expected'
+    )
+  if prompt.source is not None and not model.encoders:
+    raise kinds.Unsupported(
+      'the prompt has a source for an encoder, and config.model.architecture has none'
+    )
+  if prompt.prefix:
+    model.require('prefix', 'cannot look at a prefix both ways, which the prompt asks')
 
 
 def models(chain: registry.Chain, architectures: Sequence[Any]):

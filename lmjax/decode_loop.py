@@ -1,13 +1,13 @@
 """The traced half of generation: a prefill, one model as decoding rules see it, and the loop.
 
-A slot is (cache, positions_R): what a model has read, and the position of the token that comes
-next. Rows may go forward and back by different numbers of tokens.
+A slot is what a model has read; rows may go forward and back by different numbers of tokens. What
+an encoder read is in the cache: the loop never runs it again.
 
 Axes: B rows, R = B * streams rows of the caches, P prompt columns, K texts, T new tokens.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import flax.linen as nn
@@ -35,6 +35,16 @@ class Fixed:
 
   def __eq__(self, other):
     return isinstance(other, Fixed) and self.obj is other.obj
+
+
+class Slot(NamedTuple):
+  """positions_R: of the token that comes next. prefix_R: how many first tokens all may see, or None
+  where there are none.
+  """
+
+  cache: Any
+  positions_R: jax.Array
+  prefix_R: jax.Array | None = None
 
 
 @struct.dataclass
@@ -72,37 +82,56 @@ def prefill(
   tokens_BP,
   segments_BP,
   positions_BP,
+  source: kinds.Text | None = None,
+  prefix_B=None,
   *,
   kind: registry.Part,
   length: int,
   streams: int = 1,
-):
+) -> Slot:
   """A slot with room for `length` tokens that holds the given ones, each row `streams` times.
-  `kind` is the cache part.
+
+  `kind` is the cache part. source: for the encoder of a model that has one. prefix_B: how many
+  first tokens all may see; with it the tokens are given to the last, which they see, and the slot
+  is that before it.
   """
 
-  def fill(variables, tokens_BP, segments_BP, positions_BP):
-    cache = net.obj.init_cache(kind, tokens_BP.shape[0], length)
-    ctx = kinds.Ctx(positions_BT=positions_BP, segments_BT=segments_BP)
-    slot = net.obj.apply(variables, tokens_BP, ctx, cache).cache, jnp.sum(segments_BP, axis=1)
-    if streams == 1:
-      return slot
-    return rows(slot, jnp.repeat(jnp.arange(tokens_BP.shape[0]), streams))
+  def fill(variables, tokens_BP, segments_BP, positions_BP, source, prefix_B):
+    batch = tokens_BP.shape[0]
+    room = {} if source is None else dict(memory=source.tokens_BS.shape[1])
+    cache = net.obj.init_cache(kind, batch, length, **room)
+    ctx = kinds.Ctx(
+      positions_BT=positions_BP,
+      segments_BT=segments_BP,
+      prefix_BT=within(prefix_B, positions_BP),
+      source=source,
+    )
+    cache = net.obj.apply(variables, tokens_BP, ctx, cache).cache
+    slot = Slot(cache, jnp.sum(segments_BP, axis=1), prefix_B)
+    if prefix_B is not None:
+      slot = back(slot, jnp.ones_like(slot.positions_R), 1)
+    return slot if streams == 1 else rows(slot, jnp.repeat(jnp.arange(batch), streams))
 
-  return automatic(fill)(variables, tokens_BP, segments_BP, positions_BP)
+  return automatic(fill)(variables, tokens_BP, segments_BP, positions_BP, source, prefix_B)
 
 
-def rows(slot, rows_R):
+def within(prefix_R, positions_RT):
+  """1 for the tokens of the prefix, int32 (R, T), or None without one."""
+  return None if prefix_R is None else (positions_RT < prefix_R[:, None]).astype(jnp.int32)
+
+
+def rows(slot: Slot, rows_R) -> Slot:
   """The slot of these rows. Every array of a cache is (layers, rows, ...)."""
-  cache, positions_R = slot
-  return jax.tree.map(lambda a: a[:, rows_R], cache), positions_R[rows_R]
+  cache, *others = Slot(*slot)
+  return Slot(
+    jax.tree.map(lambda a: a[:, rows_R], cache), *jax.tree.map(lambda a: a[rows_R], others)
+  )
 
 
-def back(slot, dropped_R, most: int):
+def back(slot: Slot, dropped_R, most: int) -> Slot:
   """The slot before the last dropped_R tokens of each row, at most `most`. Raises Unsupported where
   a layer's cache cannot go back.
   """
-  cache, positions_R = slot
   can = lambda c: hasattr(c, 'back')
 
   def one(c):
@@ -110,7 +139,8 @@ def back(slot, dropped_R, most: int):
       raise kinds.Unsupported('a layer keeps a state that cannot go back to an earlier token')
     return jax.vmap(lambda layer: layer.back(dropped_R, most))(c)
 
-  return jax.tree.map(one, cache, is_leaf=can), positions_R - dropped_R
+  cache, positions_R, prefix_R = Slot(*slot)
+  return Slot(jax.tree.map(one, cache, is_leaf=can), positions_R - dropped_R, prefix_R)
 
 
 class Steps:
@@ -126,12 +156,18 @@ class Steps:
     return logits_RTV[:, 0], slot
 
   def many(self, slot, tokens_RT, real_RT=None):
-    cache, positions_R = slot
+    cache, positions_R, prefix_R = Slot(*slot)
     steps = tokens_RT.shape[1]
-    outputs = self._read(tokens_RT, positions_R[:, None] + jnp.arange(steps), real_RT, cache)
-    return self._logits(outputs), (outputs.cache, positions_R + steps)
+    positions_RT = positions_R[:, None] + jnp.arange(steps)
+    outputs = self._read(tokens_RT, positions_RT, real_RT, cache, prefix_R)
+    return self._logits(outputs), Slot(outputs.cache, positions_R + steps, prefix_R)
 
   def alone(self, tokens_RT):
+    if self.architecture.model.encoders:
+      raise kinds.Unsupported(
+        f'{type(self.architecture).__name__} writes only behind a source: a decoding rule that '
+        'shows it a few tokens alone is not for it'
+      )
     real_RT = tokens_RT >= 0
     positions_RT = jnp.maximum(jnp.cumsum(real_RT, axis=1) - 1, 0)
     return self._logits(self._read(tokens_RT, positions_RT, real_RT, None))[:, -1]
@@ -162,12 +198,13 @@ class Steps:
   def rows(self, slot, rows_R):
     return rows(slot, rows_R)
 
-  def _read(self, tokens_RT, positions_RT, real_RT, cache):
+  def _read(self, tokens_RT, positions_RT, real_RT, cache, prefix_R=None):
     """Outputs of tokens, where they are real. What goes beyond the last position is never kept."""
     limit = context_limit(self.architecture)
     positions_RT = jnp.clip(positions_RT, 0, None if limit is None else limit - 1)
     segments = jnp.ones_like(positions_RT) if real_RT is None else real_RT.astype(jnp.int32)
-    ctx = kinds.Ctx(positions_BT=positions_RT, segments_BT=segments)
+    prefix_RT = within(prefix_R, positions_RT)
+    ctx = kinds.Ctx(positions_BT=positions_RT, segments_BT=segments, prefix_BT=prefix_RT)
     return self.architecture.apply(self.variables, jnp.maximum(tokens_RT, 0), ctx, cache)
 
   def _logits(self, outputs):

@@ -3,14 +3,16 @@ with a cache (`decode_loop`).
 
 Prompts are padded on the left with segment 0, so that all rows end in the same column; the position
 of a row's first real token is 0. All but the last token of each prompt go through `prefill`; the
-loop feeds the last one and what follows. A row gives the same alone and in any batch: rows share no
-key. Shapes are rounded up (rows and prompts to powers of two, new tokens to a multiple of 64), so
-that few programs are compiled, once for each architecture in a process.
+loop feeds the last one and what follows. An encoder reads its source there, once; a prefix that all
+may see goes through it whole, and the loop feeds its last token again. A row gives the same alone
+and in any batch: rows share no key. Shapes are rounded up (rows and prompts to powers of two, new
+tokens to a multiple of 64), so that few programs are compiled, once for each architecture in a
+process.
 
 Axes: B rows, P prompt columns, T new tokens.
 """
 
-import math
+import functools
 from typing import Any, NamedTuple, Sequence
 import zlib
 
@@ -18,6 +20,9 @@ import jax
 import numpy as np
 
 from lmjax import decode_checks
+from lmjax import kinds
+from lmjax import padding
+from lmjax import prompts as prompts_lib
 from lmjax import registry
 from lmjax.decode_checks import check as check
 from lmjax.decode_loop import Fixed as Fixed
@@ -26,7 +31,11 @@ from lmjax.decode_loop import context_limit as context_limit
 from lmjax.decode_loop import decode as decode
 from lmjax.decode_loop import prefill as prefill
 from lmjax.decoding import _base
-from lmjax.parallel import shard
+from lmjax.padding import least_rows as least_rows
+from lmjax.padding import left_padded as left_padded
+from lmjax.padding import power_of_two as power_of_two
+from lmjax.prompts import new_text as new_text
+from lmjax.prompts import prompt_ids as prompt_ids
 
 SMALLEST_PROMPT, TOKENS_MULTIPLE = 16, 64
 
@@ -41,39 +50,13 @@ class Drafts(NamedTuple):
 
 
 class Text(NamedTuple):
-  """What `sample_texts` gives; perplexity is that of `Drafts`, None for rules of one text."""
+  """What `sample_texts` gives; perplexity is that of `Drafts`, None for rules of one text. joined:
+  whether it goes on where the prompt ends, else it is an answer of its own.
+  """
 
   text: str
   perplexity: float | None
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-  """`least` times the smallest power of two that makes at least n."""
-  return least << max(0, -(-n // least) - 1).bit_length()
-
-
-def left_padded(
-  prompts: Sequence[Sequence[int]], columns: int, rows: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(tokens, segments, positions), each int32 (rows, columns): prompts at the right end, segment 0
-  before them and in spare rows.
-  """
-  tokens = np.zeros((rows, columns), np.int32)
-  segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-  for r, p in enumerate(prompts):
-    if len(p):
-      tokens[r, -len(p) :], segments[r, -len(p) :], positions[r, -len(p) :] = (
-        p,
-        1,
-        np.arange(len(p)),
-      )
-  return tokens, segments, positions
-
-
-def least_rows() -> int:
-  """Rows that a batch has at least: what the current mesh divides it over."""
-  mesh = shard.mesh()
-  return math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch']) if not mesh.empty else 1
+  joined: bool = True
 
 
 def row_keys(prompts: Sequence[Sequence[int]], seed: int):
@@ -99,7 +82,7 @@ def _folded(seed, marks_B, turns_B):
 def generate(
   architecture,
   variables,
-  prompts: Sequence[Sequence[int]],
+  prompts: Sequence[Sequence[int] | kinds.Prompt],
   *,
   max_tokens: int,
   rule: str = 'greedy()',
@@ -112,7 +95,8 @@ def generate(
   """New tokens for each prompt, int32, without the end token; `Drafts` for a rule of several texts.
 
   Args:
-    architecture: with `model`; variables: its collections. prompts: ids, each at least one.
+    architecture: with `model`; variables: its collections. prompts: ids, each at least one, or
+      `kinds.Prompt` where a model reads more than them.
     max_tokens: new tokens at most. rule: decoding spec, e.g. 'top_k(k=40) | temperature(t=0.8)'.
       eos: the token that ends a row.
     cache: cache spec; 'window()' keeps memory flat for models whose every mixer has a window.
@@ -141,7 +125,7 @@ def generate(
 
 def decoded(
   models: Sequence[tuple[Any, Any]],
-  prompts: Sequence[Sequence[int]],
+  prompts: Sequence[Sequence[int] | kinds.Prompt],
   *,
   max_tokens: int,
   rule: str,
@@ -155,35 +139,37 @@ def decoded(
   """
   if not len(prompts):
     return None
+  asked = [p if isinstance(p, kinds.Prompt) else prompts_lib.plain(p) for p in prompts]
   chain, kind = registry.make_chain('decoding', rule), registry.make('cache', cache)
   architectures = [architecture for architecture, _ in models]
   decode_checks.models(chain, architectures)
   for architecture in architectures:
-    check(architecture, prompts, max_tokens)
+    check(architecture, asked, max_tokens)
   made, vocab = _base.rule(chain), architectures[0].model.vocab
   limits = [n for n in map(context_limit, architectures) if n is not None]
-  columns = min([power_of_two(max(map(len, prompts)) - 1, SMALLEST_PROMPT), *limits])
+  batch = power_of_two(len(asked), least_rows())
+  given = inputs(asked, batch, limits)
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
-  size = columns + tokens + made.ahead
-  if made.ahead:
-    decode_checks.can_go_back(architectures, kind, size, made.ahead)
+  size = given[0].shape[1] + tokens + made.ahead
+  if made.ahead or given[-1] is not None:
+    decode_checks.can_go_back(architectures, kind, size, max(made.ahead, 1))
   arrays = made.load(vocab, tokenizer)
-  batch = power_of_two(len(prompts), least_rows())
-  spare = batch - len(prompts)
-  padded = left_padded([p[:-1] for p in prompts], columns, batch)
   nets = tuple(Fixed(architecture) for architecture in architectures)
   slots = tuple(
-    prefill(net, variables, *padded, kind=kind, length=size, streams=made.streams)
+    prefill(net, variables, *given, kind=kind, length=size, streams=made.streams)
     for net, (_, variables) in zip(nets, models)
   )
+  texts, spare = [p.text for p in asked], [()] * (batch - len(asked))
   out, _ = decode(
     nets,
     tuple(variables for _, variables in models),
     slots,
-    _base.Start(tails(prompts, made.tail, batch), np.int32(-1 if eos is None else eos), tokens),
+    _base.Start(
+      padding.tails(texts, made.tail, batch), np.int32(-1 if eos is None else eos), tokens
+    ),
     arrays,
-    row_keys([*prompts, *[[]] * spare], seed),
-    np.arange(batch) >= len(prompts),
+    row_keys([(*(p.source or ()), *p.text) for p in asked] + spare, seed),
+    np.arange(batch) >= len(asked),
     max_tokens,
     rule=str(chain),
     vocab=vocab if len(models) > 1 else None,
@@ -193,13 +179,17 @@ def decoded(
   return texts[:n], none if scores is None else scores[:n], steps[:n]
 
 
-def tails(prompts, columns: int, batch: int) -> np.ndarray:
-  """The last tokens of each prompt, -1 before its first; 0 in spare rows."""
-  out = np.full((batch, columns), -1, np.int32)
-  out[len(prompts) :] = 0
-  for r, p in enumerate(prompts):
-    out[r, -len(p) :] = p[-columns:]
-  return out
+def inputs(prompts: Sequence[kinds.Prompt], rows: int, limits: Sequence[int]):
+  """What `prefill` reads: tokens, segments and positions of the texts, the source or None, sizes of
+  the prefixes or None. limits: columns at most, where there is a limit.
+  """
+  whole = any(p.prefix for p in prompts)  # a prefix is seen to its last token
+  texts = [p.text if whole else p.text[:-1] for p in prompts]
+  columns = lambda texts: min([power_of_two(max(map(len, texts)), SMALLEST_PROMPT), *limits])
+  sources = [p.source for p in prompts]
+  read = None if sources[0] is None else padding.source(sources, columns(sources), rows)
+  prefix_B = np.array([p.prefix for p in prompts] + [0] * (rows - len(prompts)), np.int32)
+  return *left_padded(texts, columns(texts), rows), read, prefix_B if whole else None
 
 
 def _result(texts_KT, scores_K, eos):
@@ -217,27 +207,6 @@ def _trim(row, eos):
   return row[:-1] if eos is not None and len(row) and row[-1] == eos else row
 
 
-def new_text(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-  """The text that `new` adds to the prompt: joined first, since a tokenizer may treat the start of
-  a text apart.
-  """
-  before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *new])
-  return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
-
-
-def prompt_ids(tokenizer, text: str, bos: bool) -> list[int]:
-  """The ids of a prompt, a beginning-of-text token in front where asked for or where there is
-  nothing else to start from.
-  """
-  ids = [int(i) for i in tokenizer.encode(text)]
-  start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-  if not ids and start is None:
-    raise ValueError(
-      'the prompt is empty, and the tokenizer has neither a bos nor an eos token to start from'
-    )
-  return [start, *ids] if start is not None and (bos or not ids) else ids
-
-
 def sample_texts(
   run: Any,
   variables,
@@ -251,7 +220,7 @@ def sample_texts(
   """What the model of a run writes after each prompt, ended by the tokenizer's eos: one text, or
   the drafts of a rule of several.
 
-  Prompts begin as the run's documents do (`data.bos`). Where a model has fewer positions than
+  Prompts are laid out as the run's rows were (`prompts`). Where a model has fewer positions than
   prompt and `max_tokens` need, less is written. `others` are (run, variables) of further models.
   Raises as `generate` does, and where tokenizers differ.
   """
@@ -262,14 +231,22 @@ def sample_texts(
         f'the tokenizers {run.config["data"]["tokenizer"]} and {other.config["data"]["tokenizer"]} '
         'differ: models that decode together need the same one'
       )
-  ids = [prompt_ids(tok, p, run.config['data']['bos']) for p in prompts]
+  made = prompts_lib.of(run)
+  ids = [made.ids(p) for p in prompts]
+  asked = [made.prompt(i) for i in ids]
+  for other, _ in others:
+    if [prompts_lib.of(other).prompt(i) for i in ids] != asked:
+      raise ValueError(
+        'the models learnt from rows of different layouts (config.data.transforms), so that a '
+        'prompt is not the same for both; those that decode together need the same'
+      )
   limits = [context_limit(r.architecture) for r in (run, *(r for r, _ in others))]
   for limit in (n for n in limits if n is not None):
-    max_tokens = max(1, min(max_tokens, limit + 1 - max(map(len, ids))))
+    max_tokens = max(1, min(max_tokens, limit + 1 - max(len(p.text) for p in asked)))
   new = generate(
     run.architecture,
     variables,
-    ids,
+    asked,
     max_tokens=max_tokens,
     rule=rule,
     seed=seed,
@@ -278,9 +255,30 @@ def sample_texts(
     tokenizer=tok,
   )
   drafts = [n if isinstance(n, Drafts) else Drafts([n], [None]) for n in new]
-  return [[Text(new_text(tok, p, t), x) for t, x in zip(*d)] for p, d in zip(ids, drafts)]
+  return [
+    [Text(made.new_text(i, t), x, p.joined) for t, x in zip(*d)]
+    for i, p, d in zip(ids, asked, drafts)
+  ]
 
 
 def sample_text(run: Any, variables, prompt: str, **how) -> str:
   """The (best) text of `sample_texts` for one prompt."""
   return sample_texts(run, variables, [prompt], **how)[0][0].text
+
+
+def trial(run: Any, prompt: str):
+  """Raises ValueError where a model that learnt to answer prompts cannot read this one; nothing is
+  computed.
+  """
+  made = prompts_lib.of(run)
+  if made.task is None:
+    return
+  asked = [made.prompt(made.ids(prompt))]
+  check(run.architecture, asked, 1)
+  limit = context_limit(run.architecture)
+  given = inputs(asked, least_rows(), [] if limit is None else [limit])
+  length = given[0].shape[1] + 1
+  read = functools.partial(
+    prefill, Fixed(run.architecture), kind=registry.make('cache', 'full()'), length=length
+  )
+  jax.eval_shape(read, run.shapes, *given)

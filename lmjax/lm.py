@@ -11,10 +11,15 @@ scored. `LM.protocol` says which; evals write it into the names of their scores.
 Encoding a pair (the rule of lm-evaluation-harness): white space at the end of the context moves to
 the front of the continuation; both are encoded as one text, and the continuation's tokens are those
 after the first len(encode(context)). Contexts are cut from the left.
+
+A model that learnt to answer prompts (`prompts.Prompts.task`, such as an encoder-decoder) reads the
+context as its prompt and is scored on the continuation. Both together have at most `length` tokens;
+a continuation of more than half of that is scored in pieces of half, each behind a prompt of all
+that stands before it. A document is rolled over in the same pieces, of `stride` tokens.
 """
 
 import functools
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,38 +27,41 @@ import numpy as np
 
 from lmjax import generate as generate_lib
 from lmjax import kinds
+from lmjax import padding
+from lmjax import prompts as prompts_lib
 from lmjax.nn import embedding
 from lmjax.parallel import shard
+from lmjax.windows import Window as Window
+from lmjax.windows import asked_windows as asked_windows
+from lmjax.windows import rolling_windows as rolling_windows
+from lmjax.windows import tail_windows as tail_windows
 
 SMALLEST, BATCH_TOKENS, LOGIT_TOKENS = 32, 4096, 1024
 
 
-class Window(NamedTuple):
-  """Inputs are tokens[:-1]; the last `scored` of tokens[1:] are scored, as those of request
-  `owner`.
-  """
-
-  owner: int
-  tokens: np.ndarray
-  scored: int
-
-
 @functools.partial(jax.jit, static_argnames='net')
-def score(net: generate_lib.Fixed, variables, tokens_BT, segments_BT, targets_BT):
+def score(
+  net: generate_lib.Fixed,
+  variables,
+  tokens_BT,
+  segments_BT,
+  targets_BT,
+  source: kinds.Text | None = None,
+  prefix_BT=None,
+):
   """(log-probability of each target, whether it is the argmax), both (B, T). Logits exist for about
   1000 tokens at a time.
   """
   return generate_lib.automatic(functools.partial(_score, net.obj))(
-    variables, tokens_BT, segments_BT, targets_BT
+    variables, tokens_BT, segments_BT, targets_BT, source, prefix_BT
   )
 
 
-def _score(architecture, variables, tokens_BT, segments_BT, targets_BT):
+def _score(architecture, variables, tokens_BT, segments_BT, targets_BT, source, prefix_BT):
   rows, steps = tokens_BT.shape
   positions_BT = jnp.broadcast_to(jnp.arange(steps, dtype=jnp.int32), (rows, steps))
-  out = architecture.apply(
-    variables, tokens_BT, kinds.Ctx(positions_BT=positions_BT, segments_BT=segments_BT)
-  )
+  ctx = kinds.Ctx(positions_BT, segments_BT, prefix_BT=prefix_BT, source=source)
+  out = architecture.apply(variables, tokens_BT, ctx)
   least = generate_lib.least_rows()
   group = generate_lib.power_of_two(max(1, LOGIT_TOKENS // steps), least)
   group = group if rows % group == 0 else least
@@ -81,7 +89,8 @@ class LM:
     prefix: 'auto' (bos, else eos, else none), an id, or None: the token before a text that has no
       context.
     bos: whether the prefix also stands before every context, as for models trained with `data.bos`.
-    batch_tokens: padded tokens in a batch; no result depends on it beyond rounding.
+    batch_tokens: padded tokens in a batch; no result depends on it beyond rounding. task, name: the
+      transform that lays prompts out, and its name in scores, see `prompts.Prompts`.
 
   Log-likelihoods of a model that looks ahead raise kinds.Unsupported: it has none of this kind.
   """
@@ -96,6 +105,8 @@ class LM:
     prefix: int | str | None = 'auto',
     bos: bool = False,
     batch_tokens: int = BATCH_TOKENS,
+    task: Any = None,
+    name: str | None = None,
   ):
     if length < 2:
       raise ValueError(f'length={length}: at least 2 tokens are expected')
@@ -107,6 +118,7 @@ class LM:
       raise ValueError('bos=True: the tokenizer has neither a bos nor an eos token')
     self.architecture, self.variables, self.tokenizer = architecture, variables, tokenizer
     self.length, self.bos, self.batch_tokens = length, bos, batch_tokens
+    self.prompts = prompts_lib.Prompts(tokenizer, bos, task, name)
     self.prefix_name = (
       'none'
       if self.prefix is None
@@ -116,9 +128,10 @@ class LM:
   @property
   def protocol(self) -> dict[str, Any]:
     """What a score depends on besides model and data: context length, the prefix, whether contexts
-    begin with it.
+    begin with it, and who lays prompts out.
     """
-    return dict(length=self.length, prefix=self.prefix_name + ('+' if self.bos else ''))
+    asked = {} if self.prompts.task is None else dict(prompts=self.prompts.name)
+    return dict(length=self.length, prefix=self.prefix_name + ('+' if self.bos else ''), **asked)
 
   # ---- requests
 
@@ -165,7 +178,7 @@ class LM:
           'neither bos nor eos'
         )
       pieces.append(scored)
-      windows += tail_windows(i, stream, scored, self.length)
+      windows += self._windows(i, stream, scored)
     logp, right = self._run(windows, len(pairs))
     assert [len(x) for x in logp] == pieces
     return list(zip(logp, right))
@@ -177,12 +190,29 @@ class LM:
     window before it scored: all of the first one's, then `stride` each. stride = length (the
     default) gives disjoint windows, 1 the full context everywhere. Without a prefix the first token
     is not scored, and the result is one shorter than the document.
+
+    Where prompts are laid out, each `stride` tokens (by default and at most half the length) are
+    scored behind a prompt of those before them, length - stride at most.
     """
-    stride = self.length if stride is None else stride
-    if not 1 <= stride <= self.length:
-      raise ValueError(f'stride={stride}: from 1 to the model length {self.length} is expected')
+    most = self.stride
+    stride = most if stride is None else stride
+    if not 1 <= stride <= most:
+      what = 'the model length' if most == self.length else 'half the model length,'
+      raise ValueError(f'stride={stride}: from 1 to {what} {most} is expected')
     stream = np.asarray(([] if self.prefix is None else [self.prefix]) + list(ids), np.int32)
-    return self._run(rolling_windows(0, stream, self.length, stride), 1)[0][0]
+    if self.prompts.task is None:
+      return self._run(rolling_windows(0, stream, self.length, stride), 1)[0][0]
+    return self._run(self._windows(0, stream, len(stream) - 1, stride), 1)[0][0]
+
+  @property
+  def stride(self) -> int:
+    """That of `rolling` where none is given, the largest there is."""
+    return self.length if self.prompts.task is None else self.length // 2
+
+  @property
+  def stride_name(self) -> str:
+    """`stride` in the names of scores."""
+    return 'length' if self.prompts.task is None else 'half'
 
   def generate(
     self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = ()
@@ -195,7 +225,7 @@ class LM:
         f'max_tokens={max_tokens}: from 1 to {self.length - 1} is expected, below the model length'
       )
     room = self.length - max_tokens
-    ids = [generate_lib.prompt_ids(self.tokenizer, p, self.bos)[-room:] for p in prompts]
+    ids = [prompts_lib.prompt_ids(self.tokenizer, p, self.bos)[-room:] for p in prompts]
     out: list[str] = [''] * len(ids)
     rows = generate_lib.power_of_two(max(1, self.batch_tokens // self.length))
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -204,12 +234,12 @@ class LM:
       new = generate_lib.generate(
         self.architecture,
         self.variables,
-        [ids[i] for i in mine],
+        [self.prompts.prompt(ids[i]) for i in mine],
         max_tokens=max_tokens,
         eos=self.tokenizer.eos,
       )
       for i, n in zip(mine, new):
-        out[i] = cut(generate_lib.new_text(self.tokenizer, ids[i], n.tolist()), stop)
+        out[i] = cut(self.prompts.new_text(ids[i], n.tolist()), stop)
     return out
 
   # ---- running windows
@@ -217,6 +247,12 @@ class LM:
   def _front(self, context: Sequence[int]) -> list[int]:
     wanted = not len(context) or (self.bos and context[0] != self.prefix)
     return [self.prefix] if wanted and self.prefix is not None else []
+
+  def _windows(self, owner: int, stream: np.ndarray, scored: int, piece: int | None = None):
+    if self.prompts.task is None:
+      return tail_windows(owner, stream, scored, self.length)
+    piece = self.stride if piece is None else piece
+    return asked_windows(owner, stream, scored, self.length, piece, self.prompts.prompt)
 
   def _run(
     self, windows: Sequence[Window], owners: int
@@ -227,19 +263,20 @@ class LM:
     )
     logp = [np.zeros(0)] * len(windows)
     right = [np.zeros(0, bool)] * len(windows)
-    buckets: dict[int, list[int]] = {}
+    buckets: dict[tuple[int, int], list[int]] = {}
     for i, w in enumerate(windows):
-      buckets.setdefault(self._bucket(len(w.tokens) - 1), []).append(i)
-    for steps, members in sorted(buckets.items()):
+      sizes = self._bucket(len(w.tokens) - 1), self._bucket(len(w.source or ()))
+      buckets.setdefault(sizes, []).append(i)
+    for (steps, read), members in sorted(buckets.items()):
       members.sort(key=lambda i: len(windows[i].tokens))
       least = generate_lib.least_rows()
       rows = min(
-        generate_lib.power_of_two(max(1, self.batch_tokens // steps), least),
+        generate_lib.power_of_two(max(1, self.batch_tokens // (steps + read)), least),
         generate_lib.power_of_two(len(members), least),
       )
       for start in range(0, len(members), rows):
         mine = members[start : start + rows]
-        for i, (a, b) in zip(mine, self._batch([windows[i] for i in mine], rows, steps)):
+        for i, (a, b) in zip(mine, self._batch([windows[i] for i in mine], rows, steps, read)):
           logp[i], right[i] = a, b
     per = [[] for _ in range(owners)]
     for i, w in enumerate(windows):
@@ -248,48 +285,31 @@ class LM:
     return join(logp, np.zeros(0)), join(right, np.zeros(0, bool))
 
   def _bucket(self, steps: int) -> int:
-    return min(self.length, generate_lib.power_of_two(steps, SMALLEST))
+    """Columns of a row; a prompt may have a few tokens more than `length`."""
+    most = self.length
+    if self.prompts.task is not None:
+      limit = generate_lib.context_limit(self.architecture)
+      most = 1 << 31 if limit is None else limit
+    return min(most, generate_lib.power_of_two(steps, SMALLEST)) if steps else 0
 
-  def _batch(self, windows: Sequence[Window], rows: int, steps: int):
+  def _batch(self, windows: Sequence[Window], rows: int, steps: int, read: int):
     """(log-probabilities, argmax-correctness) of the scored tokens of each window, one program for
-    each (rows, steps).
+    each (rows, steps, read).
     """
     tokens = np.zeros((rows, steps), np.int32)
-    segments, targets = np.zeros_like(tokens), np.zeros_like(tokens)
+    segments, targets, prefix = np.zeros_like(tokens), np.zeros_like(tokens), np.zeros_like(tokens)
     for r, w in enumerate(windows):
       n = len(w.tokens) - 1
       tokens[r, :n], targets[r, :n], segments[r, :n] = w.tokens[:-1], w.tokens[1:], 1
+      prefix[r, : w.prefix] = 1
+    source = padding.source([w.source for w in windows], read, rows) if read else None
+    seen = prefix if prefix.any() else None
+    net = generate_lib.Fixed(self.architecture)
     logp, right = jax.device_get(
-      score(generate_lib.Fixed(self.architecture), self.variables, tokens, segments, targets)
+      score(net, self.variables, tokens, segments, targets, source, seen)
     )
     spans = [slice(len(w.tokens) - 1 - w.scored, len(w.tokens) - 1) for w in windows]
     return [(logp[r, s].astype(np.float64), right[r, s]) for r, s in enumerate(spans)]
-
-
-def rolling_windows(owner: int, stream: np.ndarray, length: int, stride: int) -> list[Window]:
-  """Windows over stream[1:], each token scored in exactly one of them."""
-  out, done = [], 1  # stream[done] is the next token to score
-  start = 0
-  while done < len(stream):
-    stop = min(start + length + 1, len(stream))
-    out.append(Window(owner, stream[start:stop], stop - done))
-    done, start = stop, start + stride
-  return out
-
-
-def tail_windows(owner: int, stream: np.ndarray, scored: int, length: int) -> list[Window]:
-  """Windows that score the last `scored` tokens, with as much before them as fits.
-
-  One window where they fit; longer ones in pieces of half the length, so that each keeps half of it
-  as context.
-  """
-  piece = scored if scored <= length else max(1, length // 2)
-  out, done = [], len(stream) - scored
-  while done < len(stream):
-    stop = min(done + piece, len(stream))
-    out.append(Window(owner, stream[max(0, stop - length - 1) : stop], stop - done))
-    done = stop
-  return out
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

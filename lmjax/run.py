@@ -15,6 +15,7 @@ from lmjax import exits
 from lmjax import feed as feed_lib
 from lmjax import loop
 from lmjax import progress
+from lmjax import prompts
 from lmjax import restore
 from lmjax import rundir
 from lmjax import stop as stop_lib
@@ -57,9 +58,13 @@ def train(
   compilation_cache()
   path = rundir.local(workdir)
   with stop_lib.Stop() as stop:
-    tasks(resolved['eval']['tasks'], 'eval.tasks')  # a missing file is no surprise at the end
+    asked = tasks(
+      resolved['eval']['tasks'], 'eval.tasks'
+    )  # no surprise at the end: no file missing
     run = build_lib.build(resolved)
     checks.trained(run)
+    if asked:  # ... and a model that can be asked
+      config_lib.named('eval.tasks', lambda: prompts.of(run).prompt([0]))
     mesh = build_lib.mesh(resolved)
     checks.devices(run, mesh)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -187,12 +192,7 @@ def language_model(run: build_lib.Run, params, vars):
   """
   from lmjax import lm
 
-  d, tok = run.config['data'], run.tokenizer
-  if run.model.encoders:
-    raise ValueError(
-      f'config.model.architecture={run.config["model"]["architecture"]} reads a source, and evals '
-      'have none for it'
-    )
+  d, tok, asked = run.config['data'], run.tokenizer, prompts.of(run)
   params, vars = run.network(params, vars)
   prefix = tok.bos if d['bos'] else tok.eos if d['eos'] and not d['mask_documents'] else None
   return lm.LM(
@@ -202,6 +202,8 @@ def language_model(run: build_lib.Run, params, vars):
     length=run.length,
     prefix=prefix,
     bos=d['bos'] and prefix is not None,
+    task=asked.task,
+    name=asked.name,
   )
 
 
@@ -246,7 +248,9 @@ def score(run, params, vars, parts: dict[str, Any], tracker, step: int):
 
 def sampler(run: build_lib.Run):
   """(params, vars, step) -> text, or None where the model cannot be sampled from token by token."""
-  if run.model.encoders or not all(mixer.fact('cache') for _, mixer in run.model.mixers()):
+  if not all(mixer.fact('cache') for _, mixer in run.model.mixers()):
+    return None
+  if run.config['sample']['tokens'] and not _readable(run):
     return None
 
   def sample(params, vars, step: int) -> str:
@@ -263,3 +267,15 @@ def sampler(run: build_lib.Run):
     )
 
   return sample
+
+
+def _readable(run: build_lib.Run) -> bool:
+  """Whether the model can read the run's prompt; says why not."""
+  from lmjax import generate
+
+  try:
+    generate.trial(run, run.config['sample']['prompt'])
+  except ValueError as e:
+    progress.say(f'nothing is sampled along the way: {e}')
+    return False
+  return True

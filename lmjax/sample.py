@@ -75,10 +75,10 @@ def sample(flags) -> int:
     others=others,
   )
   for prompt, texts in zip(prompts, found):
-    for n, (text, perplexity) in enumerate(texts, 1):
+    for n, (text, perplexity, joined) in enumerate(texts, 1):
       if perplexity is not None:
         print(f'draft {n}, perplexity {perplexity:.3g} by its own scores:')
-      print(prompt + text)
+      print(prompt + text if joined else f'{prompt}\n{text}')
     print('-' * 20 if len(prompts) > 1 else '', end='\n' if len(prompts) > 1 else '')
   return 0
 

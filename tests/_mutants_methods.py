@@ -15,7 +15,7 @@ E, B, P, R = (
   M + 'power_norm.py',
   M + 'mixture_of_recursions.py',
 )
-N = 'models/norms/power_norm.py'
+N, Z = 'models/norms/power_norm.py', K + 'prompts.py'
 
 METHODS = (
   (
@@ -315,4 +315,17 @@ MORE = (
     'full(key, shape, dtype)',
     M + 'spdf.py',
   ),
+  ('decode_loop.py', 'slot = back(slot, jnp.ones_like(slot.positions_R), 1)', 'pass', Z),
+  ('decode_loop.py', 'segments_BT=segments, prefix_BT=prefix_RT', 'segments_BT=segments', Z),
+  ('decode_loop.py', 'prefix_BT=within(prefix_B, positions_BP)', 'prefix_BT=None', Z),
+  ('padding.py', '(places < sizes[:, None])', '(places <= sizes[:, None])', Z),
+  ('generate.py', 'p.text if whole else p.text[:-1]', 'p.text[:-1]', Z),
+  ('windows.py', 'stream[max(0, stop - length) : done]', 'stream[:done]', Z),
+  ('lm.py', 'seen = prefix if prefix.any() else None', 'seen = None', Z),
+  ('lm.py', 'prefix[r, : w.prefix] = 1', 'prefix[r, : w.prefix // 2] = 1', Z),
+  ('prompts.py', 'self.prompt(ids).joined', 'True', Z),
+  ('data/transforms/ul2.py', '(*given, *text, self.tokenizer.eos)', '(*given, *text)', U),
+  ('data/transforms/ul2.py', "('R', 'X', 'S') if holes", "('X', 'R', 'S') if holes", U),
+  ('data/transforms/ul2.py', 'if not holes and not self.weights[2] > 0:', 'if False:', U),
+  ('data/transforms/_marks.py', 'if piece not in names:', 'if False:', U),
 )

@@ -161,7 +161,7 @@ def test_the_loop_stops_when_all_rows_have_ended():
     generate.Fixed(net), variables, *generate.left_padded([[1, 2]], 16, 1), kind=kind, length=80
   )
   assert slot[1].tolist() == [2]
-  out, ((_, positions),) = generate.decode(
+  out, ((_, positions, _),) = generate.decode(
     (generate.Fixed(net),),
     (variables,),
     (slot,),
@@ -239,7 +239,9 @@ class Letters:
 
 def run(position, bos):
   net, _ = instance(position=position)
-  return types.SimpleNamespace(architecture=net, tokenizer=Letters(), config={'data': {'bos': bos}})
+  return types.SimpleNamespace(
+    architecture=net, tokenizer=Letters(), config={'data': {'bos': bos}}, transforms=()
+  )
 
 
 def test_sample_text_adds_to_the_prompt_and_keeps_within_the_positions():

@@ -61,6 +61,11 @@ def looks_back(model) -> bool:
 
 def check(model):
   """Raises kinds.Unsupported for a model that cannot be fine-tuned on rows with padding."""
+  if model.encoders:
+    raise kinds.Unsupported(
+      'config.model.architecture reads a source and writes behind it: fine-tuning a classifier '
+      'takes a model of one stack'
+    )
   for name, mixer in model.mixers():
     where = f'config.model.blocks.{name}.mixer={mixer}'
     if mixer.fact('cross'):

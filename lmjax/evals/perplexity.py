@@ -5,7 +5,8 @@ exp(L / words), bits per byte L / (ln 2 bytes). Only the last two compare models
 tokenizers. Words and bytes are those of the text as stored, also where `detokenize` changes what
 the model reads.
 
-Windows of the model's length advance by `stride` (None: disjoint) and every token is scored once;
+Windows of the model's length advance by `stride` (None: disjoint; half the length for models that
+answer prompts, see `lm`) and every token is scored once;
 the first token of a document follows the tokenizer's bos, or eos, and is not scored where there is
 neither, in which case one word less is counted for each document (Megatron's N - 1). Perplexity
 falls with the stride, so both are in the score's name. Documents are divided by `separator`, which
@@ -70,7 +71,8 @@ class Perplexity:
       unscored += len(ids) - len(logps[-1])
     words = sum(len(d.split()) for d in documents) - unscored
     size = sum(len(d.encode()) for d in documents)
-    how = dict(file=_paths.stem(path), stride=self.stride or 'length', detokenize=self.detokenize)
+    stride = self.stride or getattr(lm, 'stride_name', 'length')
+    how = dict(file=_paths.stem(path), stride=stride, detokenize=self.detokenize)
     found = summary(logps, words=words, size=size)
     return [kinds.Score(_scores.label(k, lm, **how), *v) for k, v in found.items()]
 

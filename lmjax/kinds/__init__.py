@@ -12,6 +12,7 @@ from typing import Any, Mapping
 
 from lmjax.kinds.data import Mixture as Mixture
 from lmjax.kinds.data import Pack as Pack
+from lmjax.kinds.data import Prompt as Prompt
 from lmjax.kinds.data import RowPlan as RowPlan
 from lmjax.kinds.data import Source as Source
 from lmjax.kinds.data import Tokenizer as Tokenizer

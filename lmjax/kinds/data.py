@@ -1,5 +1,6 @@
 """Contracts of the parts that make batches."""
 
+import dataclasses
 from typing import Any, Iterator, Mapping, Protocol, Sequence
 
 import numpy as np
@@ -26,6 +27,34 @@ class Transform(Protocol):
 
   def layout(self, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of its rows, by name, from those it is given; optional where they are the same."""
+
+  def prompt(self, ids: Sequence[int]) -> 'Prompt':
+    """What a model that learnt from its rows reads before it goes on from these tokens; optional,
+    of a task whose inputs are no plain text. Raises ValueError where no row asks for the like.
+    """
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of what a user writes, marks for ids that no text yields among them; with `prompt`.
+    Raises ValueError for marks that its rows do not have.
+    """
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """What a model writes, with marks for ids that no text yields; with `prompt`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """What a model reads before it writes.
+
+  text: of the stack that writes, at least one token. source: of the encoder, None for models
+  without one. prefix: how many of the text's first tokens all of its tokens may see. joined:
+  whether what is written goes on where the tokens that were asked about end.
+  """
+
+  text: tuple[int, ...]
+  source: tuple[int, ...] | None = None
+  prefix: int = 0
+  joined: bool = True
 
 
 class Pack(Protocol):

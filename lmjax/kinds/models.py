@@ -198,7 +198,10 @@ class Architecture(Protocol):
 
   def __call__(self, tokens_BT, ctx: Ctx, cache: Any = None) -> Outputs: ...
 
-  def init_cache(self, kind, batch: int, length: int) -> Any: ...
+  def init_cache(self, kind, batch: int, length: int) -> Any:
+    """Empty caches for `length` tokens; one with encoders takes `memory` too, tokens of a source,
+    and reads the source where a pass is given it, from where on the cache has what it gave.
+    """
 
   def passes(self, steps: int, source: int) -> list[Pass]:
     """Its stacks at rows of `steps` tokens and sources of `source`; optional: else one stack."""

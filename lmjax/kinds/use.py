@@ -77,7 +77,9 @@ class LM(Protocol):
     """The same over ids: log-probability and argmax-correctness of every continuation token."""
 
   def rolling(self, ids: Sequence[int], stride: int | None = None) -> np.ndarray:
-    """Log-probability of each token of a document, windows advancing by `stride`."""
+    """Log-probability of each token of a document, windows advancing by `stride`; `stride_name`,
+    optional, is what None means, 'length' unless it says otherwise.
+    """
 
   def generate(
     self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = ()

@@ -59,6 +59,11 @@ def test_contract_of_those_that_make_other_rows(spec, tok):
   assert {k: (s.shape, s.dtype) for k, s in laid.items()} == {
     k: (v.shape, v.dtype) for k, v in a.items()
   }
+  assert part.decode(part.encode('a text')) == 'a text'
+  asked = part.prompt(part.encode('a text'))
+  assert asked == part.prompt(tuple(part.encode('a text'))) and asked.joined and asked.text
+  assert (asked.source is not None) == ('encoder_tokens' in a)
+  assert (asked.prefix > 0) == ('prefix' in a) and asked.prefix <= len(asked.text)
   for front in ('', 'encoder_') if 'encoder_tokens' in a else ('',):
     tokens, segments = a[f'{front}tokens'], a[f'{front}segments']
     assert tokens.min() >= 0 and tokens.max() < tok.vocab_size and not tokens[segments == 0].any()

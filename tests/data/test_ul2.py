@@ -216,3 +216,74 @@ def test_a_field_that_nobody_makes():
     fields.of(8, [], ('colour',))
   assert set(fields.of(8, [])) == {'tokens', 'segments', 'positions'}
   assert ul2_lib.SPANS[2] is None
+
+
+# ---- prompts
+
+
+@pytest.mark.parametrize('task', [0, 2, 3])
+@pytest.mark.parametrize('form', ['encoder_decoder', 'prefix', 'causal'])
+def test_a_prompt_is_the_inputs_of_a_row(form, task):
+  part = make(f'ul2(form="{form}", weights={only(task)})', length=64)
+  out = part(row(64), 3)
+  if form == 'encoder_decoder':
+    inputs = real(out, 'encoder_').tolist()
+  else:
+    inputs = out['tokens'][(out['segments'] > 0) & (out['weights'] == 0)].tolist()
+  got = part.prompt(inputs[1:-1])
+  assert got == part.prompt(inputs[:-1]), 'the mode may be said'
+  assert got.joined == (task == 2)
+  if form == 'encoder_decoder':
+    assert got.source == tuple(inputs) and got.text == (out['tokens'][0],) and not got.prefix
+  else:
+    assert got.text == tuple(inputs) and got.source is None
+    assert got.prefix == (out['prefix'].sum() if form == 'prefix' else 0)
+
+
+def test_modes_of_prompts():
+  part, fixed, none = make('ul2()'), make('ul2(mode="X")'), make('ul2(mode="")')
+  extra, eos = part.tokenizer.extra, part.tokenizer.eos
+  assert part.prompt([7, extra[3]]).text == (extra[0], 7, extra[3], eos), 'R for holes'
+  assert part.prompt(part.encode('[X] a<extra_id_0>')).text == (extra[2], 97, extra[3], eos)
+  assert part.prompt([part.tokenizer.bos, *part.encode('[X]a')[:1], 7]).text[0] == extra[2]
+  assert fixed.prompt([7]).text[0] == extra[2]
+  assert none.prompt([7]).text == (7, eos) and none.encode('[X]')[0] == ord('[')
+  assert part.encode('[Q] a') == list(b'[Q] a') and part.encode('a [X]') == list(b'a [X]')
+
+
+def test_marks():
+  part = make()
+  text = 'Thank you<extra_id_0>me to<extra_id_1>'
+  ids = part.encode(text)
+  assert [i for i in ids if i > 259] == list(part.tokenizer.extra[3:5])
+  assert part.decode(ids) == text and part.decode([part.tokenizer.eos]) == ''
+
+
+@pytest.mark.parametrize(
+  'spec, text, words',
+  [
+    ('ul2()', '[S]', 'the prompt is empty'),
+    ('ul2()', 'a<extra_id_1>', 'in order from <extra_id_0>'),
+    ('ul2()', 'a<extra_id_0><extra_id_0>', 'each once'),
+    (
+      'ul2()',
+      'a<extra_id_99>',
+      'no row has <extra_id_99>; there are <extra_id_0> to <extra_id_84>',
+    ),
+    ('ul2(mode="X")', '[R] a', r'no row has the mode \[R\]'),
+    (f'ul2(weights={only(0)})', 'a', 'no row was to be continued'),
+    (f'ul2(weights={only(2)})', 'a<extra_id_0>', 'there are no sentinels'),
+  ],
+)
+def test_prompts_that_no_row_is_like(spec, text, words):
+  part = make(spec)
+  with pytest.raises(ValueError, match=words) as e:
+    part.prompt(part.encode(text))
+  assert '\n' not in str(e.value)
+
+
+def test_modes_that_no_row_has():
+  part = make('ul2(mode="X")')
+  for ids in ([part.tokenizer.extra[0], 7], [part.tokenizer.extra[2]] * 2 + [7]):
+    with pytest.raises(ValueError, match=r'other modes than one of \[X\]'):
+      part.prompt(ids)

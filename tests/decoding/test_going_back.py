@@ -48,7 +48,7 @@ def test_tokens_taken_back_leave_no_trace(cache):
     steps = decode_loop.Steps(net, variables)
     length = LENGTH if 'full' in cache else 1000  # a ring needs no more than its windows
     slot = (net.init_cache(registry.make('cache', cache), 3, length), jnp.zeros(3, jnp.int32))
-    _, (filled, _) = steps.many(slot, jnp.zeros((3, 2), jnp.int32), jnp.zeros((3, 2), bool))
+    _, (filled, *_) = steps.many(slot, jnp.zeros((3, 2), jnp.int32), jnp.zeros((3, 2), bool))
     slot, out = (filled, slot[1]), []
     for tokens, n in zip(read, dropped):
       logits, slot = steps.many(slot, tokens)

@@ -23,6 +23,10 @@ Ids: the tokenizer must have extra ones, three modes and then sentinels: `extend
 documents of a row are one text, as in T5, hence `data.mask_documents=False`; pack `pad()` keeps
 them apart. Tokens are conserved, none is lost.
 
+Prompts are inputs of S, the model goes on where they end; with `<extra_id_0>`, `<extra_id_1>`, ...
+in the text they are inputs of R (of X where only that was trained), and the model writes what the
+sentinels stand for. `[R]`, `[S]` or `[X]` at the very front asks for that mode.
+
 Tay et al., 2022 (arXiv:2205.05131), table 1 and section 3; partitions: Raffel et al., 2020
 (arXiv:1910.10683). The split of S is read as above from the mean that the paper gives.
 """
@@ -33,8 +37,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmjax import kinds
 from lmjax.data import fields as fields_lib
 from lmjax.data import permutation
+from lmjax.data.transforms import _marks
 from lmjax.data.transforms import _spans
 from lmjax.registry import register
 
@@ -149,6 +155,64 @@ class Ul2:
   def _start(self) -> int:
     tok = self.tokenizer
     return next(i for i in (tok.pad, tok.bos, tok.eos) if i is not None)
+
+  def _names(self) -> dict[str, int]:
+    """Marks of the extra ids that rows have."""
+    modes = {MODES[of] for of, w in zip(OF, self.weights) if w > 0} if self.mode else set()
+    modes = {self.mode} if self.mode in MODES else modes
+    most = max((s for _, s in self._counts()), default=0)
+    extra = self.tokenizer.extra
+    marks = {f'[{m}]': i for m, i in zip(MODES, extra) if m in modes}
+    return marks | {f'<extra_id_{n}>': extra[len(MODES) + n] for n in range(most)}
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a prompt, marks read. Raises ValueError for marks that rows do not have."""
+    if self.mode and text[:3] in [f'[{m}]' for m in MODES] and text[:3] not in self._names():
+      raise ValueError(f'ul2: no row has the mode {text[:3]}')
+    return _marks.encode(self.tokenizer, text, self._names(), 'ul2')
+
+  def decode(self, ids) -> str:
+    """The text of targets, with marks."""
+    return _marks.decode(self.tokenizer, ids, self._names())
+
+  def prompt(self, ids) -> kinds.Prompt:
+    """The inputs of a row that asks about these tokens, for the form. A mode among them is put in
+    front; without one it is S, or with sentinels R (or X). Raises ValueError where no row asks so.
+    """
+    names, modes = self._names(), self.tokenizer.extra[: len(MODES)]
+    text = [int(i) for i in ids if i not in modes]
+    given = [int(i) for i in ids if i in modes]
+    holes = [i for i in text if i in self.tokenizer.extra]
+    self._asked(text, given, holes)
+    if not given and self.mode:
+      wanted = (f'[{m}]' for m in (('R', 'X', 'S') if holes else ('S', 'R', 'X')))
+      given = [next(names[m] for m in wanted if m in names)]
+    inputs = (*given, *text, self.tokenizer.eos)
+    if self.form == 'encoder_decoder':
+      return kinds.Prompt((self._start(),), source=inputs, joined=not holes)
+    whole = len(inputs) if self.form == 'prefix' else 0
+    return kinds.Prompt(inputs, prefix=whole, joined=not holes)
+
+  def _asked(self, text, given, holes):
+    names = self._names()
+    if not text:
+      raise ValueError('ul2: the prompt is empty, and no row begins with nothing')
+    if len(given) > 1 or not set(given) <= set(names.values()):
+      modes = [m for m in names if m.startswith('[')]
+      raise ValueError(
+        f'ul2: the prompt has other modes than one of {", ".join(modes) or "none"}, which rows have'
+      )
+    first = self.tokenizer.extra[len(MODES) :][: len(holes)]
+    if tuple(holes) != tuple(first) or not set(holes) <= set(names.values()):
+      raise ValueError(
+        'ul2: sentinels are expected in order from <extra_id_0> on, each once, at most '
+        f'{sum(m.startswith("<") for m in names)} of them'
+      )
+    if not holes and not self.weights[2] > 0:
+      raise ValueError(
+        'ul2: no row was to be continued (the weight of S is 0); end the prompt with <extra_id_0>, '
+        'for the model to fill it'
+      )
 
 
 def _padded(tokens: np.ndarray, size: int) -> dict[str, np.ndarray]:

@@ -33,6 +33,11 @@ class Kept:
   v_BSHK: jax.Array
   segments_BS: jax.Array
 
+  def back(self, dropped_B, most: int):
+    """The same: the memory does not depend on what was written."""
+    del dropped_B, most
+    return self
+
 
 @register('mixer', segments=True, cache=True, cross=True, prefix=True)
 class CrossAttention(nn.Module):
