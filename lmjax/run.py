@@ -58,12 +58,11 @@ def train(
   compilation_cache()
   path = rundir.local(workdir)
   with stop_lib.Stop() as stop:
-    asked = tasks(
-      resolved['eval']['tasks'], 'eval.tasks'
-    )  # no surprise at the end: no file missing
+    # A file that is missing is no surprise at the end,
+    asked = tasks(resolved['eval']['tasks'], 'eval.tasks')
     run = build_lib.build(resolved)
     checks.trained(run)
-    if asked:  # ... and a model that can be asked
+    if asked:  # ... nor is a model that cannot be asked.
       config_lib.named('eval.tasks', lambda: prompts.of(run).prompt([0]))
     mesh = build_lib.mesh(resolved)
     checks.devices(run, mesh)
