@@ -212,6 +212,8 @@ def flags_of(argv=None):
   )
   if min(least, flags.rounds) < 1:
     p.error('sizes, steps, rows, tokens and rounds: at least 1 is expected')
+  if not flags.out.is_dir():
+    p.error(f'--out={flags.out}: a folder that exists is expected')
   if min(flags.lengths) <= flags.new or any(flags.tokens % n for n in flags.lengths):
     p.error(
       f'--lengths: longer than --new={flags.new} and dividing --tokens={flags.tokens} is expected'

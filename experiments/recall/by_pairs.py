@@ -1,11 +1,11 @@
 """Errors of finished runs of this experiment by the number of pairs in held-out documents.
 
-command: python experiments/recall/by_pairs.py runs/experiments/.../run ... --out=by_pairs.json
+command: python -m experiments.recall.by_pairs --allow_code runs/experiments/.../run ...
 
 The catalogue's claim is about a number of pairs: DeltaNet answers more than 95 % there, linear
 attention fewer than 60 %. The experiment compares at one number; this reads the newest checkpoints
 and asks documents of fewer and more pairs than were trained on, in rows of one length. Nothing is
-trained.
+trained. --allow_code is for runs of `linear`, whose mixer lies beside this file.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def batches(run, pairs: int, tokens: int) -> list:
   return [{k: loader[i][k] for k in run.fields} for i in range(len(plan))]
 
 
-def accuracies(folder: pathlib.Path, pairs: list[int]) -> dict:
+def accuracies(folder: pathlib.Path, pairs: list[int], allow_code: bool) -> dict:
   """{pairs: share of right answers} under the newest checkpoint."""
-  run, params, vars, step = restore.load(folder)
+  run, params, vars, step = restore.load(folder, allow_code=allow_code)
   score, out = evaluate.make_eval_step(run), {}
   for n in pairs:
     found = jax.device_put(batches(run, n, 4 * max(pairs)))
@@ -54,6 +54,9 @@ def main() -> int:
   )
   p.add_argument('runs', nargs='+', type=pathlib.Path, help='run directories')
   p.add_argument('--pairs', default='2,4,8,16,32', help='each a divisor of the largest')
+  p.add_argument(
+    '--allow_code', action='store_true', help="import the modules that a run's config names"
+  )
   p.add_argument('--out', type=pathlib.Path, help='a JSON file for the result')
   flags = p.parse_args()
   pairs = [int(n) for n in flags.pairs.split(',')]
@@ -61,7 +64,7 @@ def main() -> int:
     p.error(f'--pairs={flags.pairs}: divisors of the largest are expected')
   report = dict(command=' '.join(sys.argv), runs={})
   for folder in flags.runs:
-    found = report['runs'][str(folder)] = accuracies(folder, pairs)
+    found = report['runs'][str(folder)] = accuracies(folder, pairs, flags.allow_code)
     shares = '  '.join(f'{n}: {a:.1%}' for n, a in found['accuracy'].items())
     print(f'{found["mixer"]}, seed {found["seed"]}, step {found["step"]}: {shares}', flush=True)
   if flags.out:
