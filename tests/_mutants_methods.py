@@ -8,6 +8,7 @@ A, G, H = (
   'tests/evals/test_glue_finetuning.py',
 )
 U, X, Y = 'tests/data/test_ul2.py', 'tests/data/test_mixing.py', 'tests/models/test_megabyte.py'
+V = 'tests/data/test_mqar.py'
 Q, D, S = 'tests/quantizers/test_', 'tests/decoding/test_', 'tests/surgery/test_bert2bert.py'
 E, B, P, R = (
   M + 'encoder_decoder.py',
@@ -315,6 +316,7 @@ MORE = (
     'full(key, shape, dtype)',
     M + 'spdf.py',
   ),
+<<<<<<< HEAD
   ('decode_loop.py', 'slot = back(slot, jnp.ones_like(slot.positions_R), 1)', 'pass', Z),
   ('decode_loop.py', 'segments_BT=segments, prefix_BT=prefix_RT', 'segments_BT=segments', Z),
   ('decode_loop.py', 'prefix_BT=within(prefix_B, positions_BP)', 'prefix_BT=None', Z),
@@ -328,4 +330,24 @@ MORE = (
   ('data/transforms/ul2.py', "('R', 'X', 'S') if holes", "('X', 'R', 'S') if holes", U),
   ('data/transforms/ul2.py', 'if not holes and not self.weights[2] > 0:', 'if False:', U),
   ('data/transforms/_marks.py', 'if piece not in names:', 'if False:', U),
+=======
+  (
+    'data/sources/mqar.py',
+    'np.concatenate([bound, bound[asked]])',
+    'np.concatenate([bound, bound])',
+    V,
+  ),
+  (
+    'data/sources/mqar.py',
+    "permutation.key('mqar', self.seed, i)",
+    "permutation.key('mqar', i)",
+    V,
+  ),
+  ('data/sources/mqar.py', 'self.keys + value]', 'self.keys + key]', V),
+  ('data/transforms/answers.py', 'np.stack([segments[at], tokens', 'np.stack([at * 0, tokens', V),
+  ('data/transforms/answers.py', 'positions % 2 == 1', 'positions % 2 == 0', V),
+  ('data/transforms/answers.py', 'bound < np.arange(len(at))', 'bound <= np.arange(len(at))', V),
+  ('data/transforms/answers.py', 'if len(wrong):', 'if False:', V),
+  ('data/transforms/answers.py', 'task=True', 'task=False', V),
+>>>>>>> 1b5720449cab3f7c973d10b6d2e1c8baec314ae9
 )

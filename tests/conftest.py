@@ -8,6 +8,7 @@ Files of real text, tokenizers and checkpoints that some tests compare with lie 
 LMJAX_TEST_DATA names.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -35,3 +36,12 @@ def test_data() -> pathlib.Path:
   path = pathlib.Path(folder)
   assert path.is_dir(), f'LMJAX_TEST_DATA={folder} is not a folder'
   return path
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _programs_go():
+  """What one file compiled serves no other; kept, it would be gigabytes in the end."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+    gc.collect()

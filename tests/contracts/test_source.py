@@ -133,6 +133,7 @@ EXAMPLES = {
   'tokens': [(write_store, IDS), (write_npz, IDS)],
   'seqio_task': [(write_seqio, IDS)],
   'shakespeare': [],  # bundled; see below
+  'mqar': [],  # made up; see tests/data/test_mqar.py
 }
 CASES = [(name, i) for name, rows in EXAMPLES.items() for i in range(len(rows))]
 
