@@ -316,7 +316,6 @@ MORE = (
     'full(key, shape, dtype)',
     M + 'spdf.py',
   ),
-<<<<<<< HEAD
   ('decode_loop.py', 'slot = back(slot, jnp.ones_like(slot.positions_R), 1)', 'pass', Z),
   ('decode_loop.py', 'segments_BT=segments, prefix_BT=prefix_RT', 'segments_BT=segments', Z),
   ('decode_loop.py', 'prefix_BT=within(prefix_B, positions_BP)', 'prefix_BT=None', Z),
@@ -330,7 +329,6 @@ MORE = (
   ('data/transforms/ul2.py', "('R', 'X', 'S') if holes", "('X', 'R', 'S') if holes", U),
   ('data/transforms/ul2.py', 'if not holes and not self.weights[2] > 0:', 'if False:', U),
   ('data/transforms/_marks.py', 'if piece not in names:', 'if False:', U),
-=======
   (
     'data/sources/mqar.py',
     'np.concatenate([bound, bound[asked]])',
@@ -349,5 +347,4 @@ MORE = (
   ('data/transforms/answers.py', 'bound < np.arange(len(at))', 'bound <= np.arange(len(at))', V),
   ('data/transforms/answers.py', 'if len(wrong):', 'if False:', V),
   ('data/transforms/answers.py', 'task=True', 'task=False', V),
->>>>>>> 1b5720449cab3f7c973d10b6d2e1c8baec314ae9
 )
