@@ -179,7 +179,7 @@ def moved(init, width, embed, steps=3):
   return [float(x) for x in change(params)]
 
 
-@pytest.mark.parametrize('embed', ['tied()', 'untied()'])
+@pytest.mark.parametrize('embed', [pytest.param('tied()', marks=pytest.mark.slow), 'untied()'])
 def test_coordinate_check(embed):
   """One learning rate moves logits equally at all widths under muP; under the standard
   parameterization wide models move more.

@@ -104,6 +104,7 @@ def test_train_only_names_what_it_does_not_find():
   assert registry.make('optim', 'train_only(names="x")').fact('moments') is False
 
 
+@pytest.mark.slow
 def test_a_discriminator_begins_an_ordinary_run(tmp_path):
   both = [
     '--config.model.mixer=gqa(head_dim=4, causal=False)',

@@ -134,6 +134,7 @@ def test_ray_keeps_the_others_where_a_worker_dies_for_good(ray, tmp_path):
   _tiny.until(lambda: _tiny.ended(again), 'the run to end with its worker')
 
 
+@pytest.mark.slow
 def test_ray_stops(ray, tmp_path):
   check_stopped(engines.make('ray', 0, {}), tmp_path)
 
@@ -183,6 +184,7 @@ def test_slurm_keeps_the_others_where_one_fails(submitit, tmp_path):
   check_one_fails(_tiny.collect(engine, three(str(tmp_path)), tmp_path).end())
 
 
+@pytest.mark.slow
 def test_slurm_stops(submitit, tmp_path):
   check_stopped(engines.make('slurm', 1, {'cluster': 'local'}), tmp_path)
 

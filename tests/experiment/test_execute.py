@@ -41,7 +41,7 @@ def test_a_trial_gives_its_record_and_is_not_run_twice(tmp_path):
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
-  t, stopping, killed = trial(steps=300), execute.Stopping(), []
+  t, stopping, killed = trial(steps=120), execute.Stopping(), []
 
   def kill():
     while execute.last_step(execute.folder(tmp_path, t)) < 20:

@@ -166,6 +166,7 @@ def start():
   return jax.tree.map(np.asarray, run().init(jax.random.key(0)).params)
 
 
+@pytest.mark.slow
 def test_decoders_see_the_whole_source_and_their_own_past():
   """Read off the slopes of the embedding's rows: each token of the row is another id."""
   params, (encoder, decoder) = start(), (9, 6)
@@ -184,6 +185,7 @@ def test_decoders_see_the_whole_source_and_their_own_past():
   np.testing.assert_array_equal(slopes[:, :decoder], np.tri(decoder, dtype=bool))
 
 
+@pytest.mark.slow
 def test_decoding_with_a_cache_is_the_same():
   batch, net = rows(2), run().architecture
   text = kinds.Text(*(batch[f'encoder_{k}'] for k in ('tokens', 'positions', 'segments')))

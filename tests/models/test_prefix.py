@@ -45,7 +45,9 @@ def seen(prefix, position='rope()') -> np.ndarray:
   return np.asarray(jnp.abs(slopes).sum(-1) > 1e-7)
 
 
-@pytest.mark.parametrize('position', ['rope()', 'alibi()', 'none()'])
+@pytest.mark.parametrize(
+  'position', ['alibi()', *(pytest.param(p, marks=pytest.mark.slow) for p in ('rope()', 'none()'))]
+)
 def test_who_sees_whom(position):
   t, s = np.arange(T)[:, None], np.arange(T)
   same = (SEGMENTS[0][:, None] == SEGMENTS[0]) & (SEGMENTS[0][:, None] > 0)
@@ -65,6 +67,7 @@ def test_a_prefix_of_everything_is_attention_both_ways():
   assert not np.allclose(a[:, real], m.apply(v, inputs(), ctx(None)).hidden_BTD[:, real], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_cache_filled_with_a_prefix_goes_on_alike():
   m, v = net(), params()
   one, prefix, tokens = np.ones((1, T), int), np.array([[1] * 4 + [0] * 6]), inputs()

@@ -169,6 +169,7 @@ def test_a_rewind_goes_back_and_leaves_the_batches_out(met, poisoned, tmp_path, 
   )
 
 
+@pytest.mark.slow
 def test_a_rewind_that_was_killed_is_taken_up(met, poisoned, tmp_path, capsys):
   """skips.json is written before anything else: a checkpoint that saw those batches is not used."""
   bad = met[1][0]['batch']
@@ -185,6 +186,7 @@ def test_a_rewind_that_was_killed_is_taken_up(met, poisoned, tmp_path, capsys):
   assert steps == list(range(1, bad + 5)), 'what saw the batches was put aside, not counted'
 
 
+@pytest.mark.slow
 def test_checkpoints_and_skips_that_do_not_belong_together_are_refused(sound, tmp_path, capsys):
   """A skips.json that was lost, or edited: another stream, or a start from nothing, in silence."""
   workdir, file = tmp_path / 'w', tmp_path / 'w/skips.json'
@@ -222,7 +224,9 @@ def test_old_damage_does_not_stop_a_resume(sound, tmp_path, capsys):
   assert 'resumed at step 8' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('there', ['a directory', 'a full disk'])
+@pytest.mark.parametrize(
+  'there', ['a directory', pytest.param('a full disk', marks=pytest.mark.slow)]
+)
 def test_a_record_that_cannot_be_written_ends_the_run(poisoned, met, tmp_path, capsys, there):
   workdir = tmp_path / 'w'
   how = dict(objective=f'{OUTSIDE}:Poisoned()', steps=met[1][0]['step'], checkpoint_every=1)

@@ -32,7 +32,9 @@ def test_unseen_it_changes_the_run(sound, train, tmp_path):
   assert _runs.same_arrays(sound[0], found)
 
 
-@pytest.mark.parametrize('part', [0.3, 0.55, 0.9])
+@pytest.mark.parametrize(
+  'part', [0.55, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.3, 0.9))]
+)
 def test_found_and_replayed(sound, train, tmp_path, capsys, part):
   at = int(2 * sound[1] * part)
   found, calls = run(tmp_path / 'w', train, at=at, recompute_every=1)

@@ -38,6 +38,7 @@ def test_memory_is_flat_over_fifty_saves(tmp_path):
   assert slope < 0.1 * size, f'{slope / 1e3:.0f} kB a save of {size / 1e6:.1f} MB; {seen}'
 
 
+@pytest.mark.slow
 def test_restart_takes_as_long_at_any_step(tmp_path, monkeypatch):
   """The first batch at step 10 and at step ten million: as many plans of packing, and as fast."""
   words = _runs.words(tmp_path / 'w', _runs.texts(tmp_path))

@@ -52,7 +52,11 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize('names', [('8', '1', '4x2'), ('8 explicit', '2x2x2', '8')], ids=str)
+@pytest.mark.parametrize(
+  'names',
+  [('8 explicit', '2x2x2', '8'), pytest.param(('8', '1', '4x2'), marks=pytest.mark.slow)],
+  ids=str,
+)
 def test_devices_change_in_mid_run(train, straight, tmp_path, names):
   """Saved on one mesh, restored bit for bit on the next: fsdp, tensor, one device."""
   workdir = tmp_path / 'w'

@@ -133,6 +133,7 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path, train):
     p.until_step(3)
 
 
+@pytest.mark.slow
 def test_sighup_saves_and_nohup_is_obeyed(tmp_path, train, terminal):
   """A closed ssh: the terminal is gone, so that nothing may be said to it."""
   workdir = tmp_path / 'w'
@@ -210,6 +211,7 @@ def test_the_threads_of_a_failed_save_are_not_waited_for():
   assert time.monotonic() - began < 40
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(tmp_path, train):
   """Ctrl-C twice: no save is waited for, the last checkpoint is whole, no traceback."""
   workdir = tmp_path / 'w'
