@@ -17,8 +17,11 @@ class Judged(NamedTuple):
 
 
 def sigmoid_cross_entropy(z, label):
-  """-label log sigmoid(z) - (1 - label) log(1 - sigmoid(z)), without overflow."""
-  return jnp.maximum(z, 0) - z * label + jnp.log1p(jnp.exp(-jnp.abs(z)))
+  """-label log sigmoid(z) - (1 - label) log(1 - sigmoid(z)); its gradient, sigmoid(z) - label, also
+  where z is 0.
+  """
+  label = jnp.asarray(label, z.dtype)
+  return -label * jax.nn.log_sigmoid(z) - (1 - label) * jax.nn.log_sigmoid(-z)
 
 
 def detection(z_BT, fake_BT, counts_BT) -> Judged:
@@ -61,5 +64,4 @@ def reinforce(z_BKV, drawn_BK, critic_BK, reward_BK):
   reward_BK = jax.lax.stop_gradient(reward_BK)
   gain_BK = reward_BK - jax.lax.stop_gradient(sigmoid_cross_entropy(critic_BK, 1.0))
   nll_BK, _ = likelihood(z_BKV, drawn_BK)
-  # jax.nn.softplus would round otherwise than the reward, whose gain is then not exactly 0.
   return nll_BK * gain_BK + sigmoid_cross_entropy(critic_BK, jnp.exp(-reward_BK))
