@@ -46,8 +46,8 @@ Two stages ("two-stage": the generator alone; then the model, which begins as a 
 the frozen generator) are two runs. First `electra(generator=1, share="none", weight=0)`; then
 `electra(generator=1, share="none")` with init_from='two_stage(run=...)' and an optimizer that
 trains the model alone, such as
-  train_only(names="<paths>") | clip() | adam() | decay() | train_only(names="<paths>")
-with <paths> "embed/*, discriminator/*, judge/*", and "position/*", "embed_norm/*" where there are
+  train_only(names="...") | clip() | adam() | decay() | train_only(names="...")
+with names "embed/*, discriminator/*, judge/*", and "position/*", "embed_norm/*" where there are
 such; the first one keeps the generator's gradients out of clipping.
 
 Clark et al., 2020 (arXiv:2003.10555): rate 0.15, weight 50, the generator a quarter to a third of

@@ -29,8 +29,10 @@ def test_no_opinion_costs_ln_2():
 
 
 def test_a_generator_that_is_right_makes_no_fakes():
-  right = loss(always(start(), 3), batch(3))
+  sure = edited(always(start(), 3), 'judge/out/bias', -50.0)  # that all is original
+  right = loss(sure, batch(3))
   assert mean(right, 'fakes') == 0 and mean(right, 'mlm_accuracy') == 1
+  assert mean(right, 'detection') < 1e-6 and mean(right, 'detection_accuracy') == 1
   wrong = loss(always(start(), 5), batch(3))
   assert mean(wrong, 'fakes') == pytest.approx(round(0.15 * T) / T) and mean(wrong, 'mlm') > 100
 

@@ -203,6 +203,13 @@ def test_a_reward_that_was_foreseen_moves_nothing():
   assert largest(grad['critic']) < 1e-3 and largest(grad['judge']) > 0
 
 
+def test_the_critic_only_looks():
+  """A head that does not see the state leaves no other way from a loss to the generator."""
+  spec = 'electra(adversarial=True)'
+  _, grad = slope(edited(start(spec), 'head/dense/kernel', 0.0), spec)
+  assert largest(grad['generator']) == largest(grad['project']) == 0 < largest(grad['critic'])
+
+
 def test_the_generator_is_rewarded_place_by_place():
   spec = 'electra(adversarial=True, detect="places")'
   p = start(spec)
