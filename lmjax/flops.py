@@ -59,11 +59,11 @@ def per_token(run: Any) -> Flops:
   """FLOPs per token of the data of a built run, at its row length."""
   steps = run.fields['tokens'].shape[0] - run.lookahead
   source = run.fields['encoder_tokens'].shape[0] if 'encoder_tokens' in run.fields else 0
-  passes = passes_of(run.architecture, steps, source)
+  passes = passes_of(run, steps, source)
   tied = run.model.embed.fact('tied')
   matrices = full = causal = 0.0
   for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
-    looked_up = fact.role == 'embed' and not (tied and keys[0] == 'embed')
+    looked_up = fact.role == 'embed' and not (tied and 'embed' in keys)
     if not fact.is_matrix or fact.role == 'position' or looked_up:
       continue
     matrices += 2.0 * active(fact, shape) * fact.work * uses(keys, passes)
@@ -78,11 +78,12 @@ def per_token(run: Any) -> Flops:
   return Flops(matrices * more, full * more, causal * more)
 
 
-def passes_of(architecture: Any, steps: int, source: int) -> list[kinds.Pass]:
-  """The stacks that an architecture runs; one over all tokens, unless it says otherwise."""
-  if hasattr(architecture, 'passes'):
-    return architecture.passes(steps, source)
-  return [kinds.Pass((), architecture.model, 1.0, steps)]
+def passes_of(run: Any, steps: int, source: int) -> list[kinds.Pass]:
+  """The stacks that objective or architecture run; one over all tokens, unless they say so."""
+  for owner in (run.objective, run.architecture):
+    if hasattr(owner, 'passes'):
+      return owner.passes(steps, source)
+  return [kinds.Pass((), run.architecture.model, 1.0, steps)]
 
 
 def uses(keys: tuple[str, ...], passes: list[kinds.Pass]) -> float:

@@ -76,8 +76,8 @@ METHODS = (
   ('objectives/headless_cwt.py', "couples='micro'", "couples='global'", J + 'headless_cwt.py'),
   (
     'objectives/electra.py',
-    'label_BT = fake_BT != tokens_BT',
-    'label_BT = overwritten(jnp.zeros_like(tokens_BT), places_BK, taken_BK, 1) > 0',
+    'losses.detection(z_BT, fake_BT != tokens_BT, ',
+    'losses.detection(z_BT, overwritten(0 * tokens_BT, places_BK, taken_BK, 1) > 0, ',
     J + 'electra.py',
   ),
   (
@@ -88,8 +88,8 @@ METHODS = (
   ),
   (
     'objectives/electra.py',
-    'jnp.maximum(judged_B, 1)',
-    'jnp.maximum(places_B, 1)',
+    'jnp.maximum(jnp.sum(where_BN, 1), 1)',
+    'jnp.maximum(jnp.sum(where_BN), 1)',
     J + 'electra.py',
   ),
   ('objectives/_common.py', 'z_BTV = jax.lax.stop_gradient(z_BTV)', 'pass', J + 'clm_sample.py'),
@@ -184,7 +184,70 @@ METHODS = (
   ),
 )
 
-MORE = (
+L, V = J + 'electra_losses.py', J + 'electra_variants.py'
+F, W = M + 'factorized.py', 'tests/surgery/test_two_stage.py'
+
+PAIRS = (
+  ('models/embeds/factorized.py', "'embed', self.width / self.size)", "'embed')", F),
+  ('models/embeds/factorized.py', 'astype(self.dtype) @ leads', 'astype(self.dtype) @ -leads', F),
+  ('models/embeds/factorized.py', "('rank',), 'embed')", "('rank',), 'hidden')", F),
+  ('models/embeds/factorized.py', 'jax.nn.initializers.normal(start)', 'None', F),
+  ('models/embeds/factorized.py', 'if self.size >= self.width:', 'if self.size > self.width:', F),
+  ('objectives/_electra_losses.py', 'where(seen_BT == tokens_BT,', 'where(seen_BT < 0,', L),
+  ('objectives/_electra_losses.py', 'gain_BK = reward_BK -', 'gain_BK = reward_BK +', L),
+  (
+    'objectives/_electra_losses.py',
+    'jnp.maximum(said(jnp.max(logits_BTV, axis=-1)), seen_log_BT)',
+    'said(jnp.max(logits_BTV, axis=-1))',
+    L,
+  ),
+  ('objectives/_electra_losses.py', 'reward_BK = jax.lax.stop_gradient(reward_BK)', 'pass', L),
+  (
+    'objectives/_electra.py',
+    'self.critic(jax.lax.stop_gradient(x), ctx)',
+    'self.critic(x, ctx)',
+    V,
+  ),
+  (
+    'objectives/_electra.py',
+    "(self.discriminator if self.share == 'all' else self.generator)(x, ctx)",
+    'self.discriminator(x, ctx)',
+    V,
+  ),
+  (
+    'objectives/_electra_variants.py',
+    'one = (_electra.size(m) or m.width) / m.width',
+    'one = 1.0',
+    V,
+  ),
+  (
+    'objectives/_electra_variants.py',
+    "shared |= {'discriminator'} if pair.share == 'all' else set()",
+    'pass',
+    V,
+  ),
+  (
+    'objectives/electra.py',
+    'losses.Judged(nll_BT, real_BT, right_BT)',
+    'losses.Judged(nll_BT, fake_BT != tokens_BT, right_BT)',
+    V,
+  ),
+  (
+    'flops.py',
+    'for owner in (run.objective, run.architecture):',
+    'for owner in (run.architecture,):',
+    V,
+  ),
+  (
+    'surgery/two_stage.py',
+    "'discriminator': old.get('generator', {})",
+    "'discriminator': old.get('discriminator', {})",
+    W,
+  ),
+  ('surgery/two_stage.py', "if set(leads) != {'kernel'}:", 'if not leads:', W),
+)
+
+MORE = PAIRS + (
   ('objectives/doremi.py', 'nll_BL - ref_BL', 'nll_BL', J + 'doremi.py'),
   (
     'objectives/doremi.py',

@@ -29,7 +29,7 @@ def run(home: pathlib.Path, tests: str) -> bool:
   env = {**os.environ, 'PYTHONPATH': str(home), 'PYTHONDONTWRITEBYTECODE': '1'}
   return (
     subprocess.run(
-      [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', tests],
+      [sys.executable, '-m', 'pytest', '-x', '-q', '-m', '', '-p', 'no:cacheprovider', tests],
       cwd=home,
       env=env,
       capture_output=True,

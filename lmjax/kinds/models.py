@@ -126,7 +126,12 @@ class Linear(Protocol):
 
 
 class Embed(Protocol):
-  """A Linen module of vocab, width, dtype. Rows added to round the vocabulary are not predicted."""
+  """A Linen module of vocab, width, dtype. Rows added to round the vocabulary are not predicted.
+
+  Facts: tied (one table for input and output); size = the width of its table where that is not the
+    model's: it then takes `whole=False`, for (vectors of that size, table, bias), so that several
+    networks may lead from one table to widths of their own.
+  """
 
   def __call__(self, tokens_BT, ctx: Ctx) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(x_BTD, unembedding_VD, bias_V or None)."""

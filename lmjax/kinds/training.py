@@ -56,6 +56,9 @@ class Objective(Protocol):
     optional, of objectives with more than one.
     """
 
+  def passes(self, steps: int, source: int) -> list[Any]:
+    """As `Architecture.passes`, of all its networks; optional: else those of the architecture."""
+
   def places(self, batch, rng) -> Any:
     """(inputs, targets_BT, weights_BT), for objectives that do something else at the same places;
     optional.

@@ -191,7 +191,7 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
     stacks=tuple(stacks.items()),
     encoders=further.fact('encoders'),
     blocks=tuple(blocks),
-    embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute),
+    embed=make('embed', m['embed'], vocab=vocab, width=m['width'], dtype=compute, length=length),
     position=position,
     final_norm=make('norm', m['final_norm']) if m['final_norm'] else None,
     embed_norm=make('norm', m['embed_norm']) if m['embed_norm'] else None,

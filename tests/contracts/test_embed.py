@@ -21,7 +21,7 @@ PADDED = [s for s in ROWS if _table.arguments('embed', s)['multiple_of'] > 1]
 
 @functools.cache
 def instance(spec, dtype=jnp.float32):
-  module = registry.make('embed', spec, vocab=V, width=8, dtype=dtype)(parent=None)
+  module = registry.make('embed', spec, vocab=V, width=8, dtype=dtype, length=T)(parent=None)
   boxed = _table.abstract(module, jnp.zeros((B, T), jnp.int32), _table.ctx())
   return module, boxed, _table.values(boxed)
 
@@ -52,13 +52,40 @@ def test_rows_are_looked_up_and_scaled(spec):
   x, unembed, _ = module.apply(variables, tokens(), _table.ctx())
   table, a = np.asarray(variables['params']['table']), _table.arguments('embed', spec)
   rows = table[np.asarray(tokens())]
-  if 'norm' in a:  # looked up first
-    norm = {'params': variables['params']['norm']}
-    rows = a['norm'](parent=None).apply(norm, jnp.asarray(rows), _table.ctx())
-  np.testing.assert_allclose(x, a['scale'] * rows, rtol=1e-5, atol=1e-6)
-  assert np.array_equal(unembed, table) == registry.make('embed', spec).fact('tied')
+  if 'size' in a:
+    want, table = narrow(module, variables['params'], a['scale'] * rows)
+    np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(unembed, table, rtol=1e-5, atol=1e-5)
+  else:
+    if 'norm' in a:  # looked up first
+      norm = {'params': variables['params']['norm']}
+      rows = a['norm'](parent=None).apply(norm, jnp.asarray(rows), _table.ctx())
+    np.testing.assert_allclose(x, a['scale'] * rows, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(unembed, table) == registry.make('embed', spec).fact('tied')
   rows = -(-V // a['multiple_of']) * a['multiple_of']
   assert unembed.shape == (rows, 8)
+
+
+def narrow(module, params, x):
+  """(x, table) of the model's width, from vectors of the table's own: positions, norm, P."""
+  for name in ('position', 'norm'):
+    part = getattr(module, name)
+    if part is not None:
+      own = {'params': params[name]} if name in params else {}
+      x = part(parent=None).apply(own, jnp.asarray(x, jnp.float32), _table.ctx())
+  leads = np.asarray(params['project'], np.float64)
+  return np.asarray(x, np.float64) @ leads, np.asarray(params['table'], np.float64) @ leads
+
+
+@pytest.mark.parametrize('spec', [s for s in ROWS if registry.make('embed', s).fact('size')])
+def test_vectors_of_the_size_of_the_table_are_there_for_other_networks(spec):
+  part, (module, _, variables) = registry.make('embed', spec), instance(spec)
+  x, table, bias = module.apply(variables, tokens(), _table.ctx(), whole=False)
+  assert x.shape == (B, T, part.fact('size'))
+  np.testing.assert_array_equal(table, variables['params']['table'])
+  wide, _, again = module.apply(variables, tokens(), _table.ctx())
+  np.testing.assert_allclose(wide, x @ variables['params']['project'], rtol=1e-5, atol=1e-5)
+  assert (bias is None) == (again is None)
 
 
 @each
@@ -165,7 +192,13 @@ def test_logits_are_never_built_where_only_hidden_states_are_used(spec):
 
 
 @pytest.mark.parametrize(
-  'spec', ['tied(multiple_of=0)', 'untied(multiple_of=-8)', 'stable(multiple_of=0)']
+  'spec',
+  [
+    'tied(multiple_of=0)',
+    'untied(multiple_of=-8)',
+    'stable(multiple_of=0)',
+    'factorized(multiple_of=0)',
+  ],
 )
 def test_refusals(spec):
   with pytest.raises(ValueError, match='multiple_of'):

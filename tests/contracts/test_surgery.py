@@ -123,7 +123,7 @@ def test_a_discriminator_begins_an_ordinary_run(tmp_path):
 
 
 def test_surgeries_are_tried():
-  assert set(registry.names('surgery')) >= {'add_head', 'discriminator'}
+  assert set(registry.names('surgery')) >= {'add_head', 'discriminator', 'two_stage'}
 
 
 def test_masks_go(tmp_path):

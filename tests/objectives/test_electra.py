@@ -1,6 +1,5 @@
 """Replaced-token detection: places, labels, stopped gradients, what is shared and what is kept."""
 
-import functools
 import math
 
 import jax
@@ -8,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from _pair import MASK, ROWS, SMALL, T
+from _pair import always, batch, edited, loss, made, mean, run, start
 import _meshes
 import _table
 from lmjax import build
@@ -16,74 +17,6 @@ from lmjax import kinds
 from lmjax.objectives import electra as electra_lib
 
 pytestmark = pytest.mark.slow  # minutes of compiling
-
-ROWS, T = 8, 32
-MASK = 259  # of bytes()
-SMALL = (
-  ('model.width', '32'),
-  ('model.depth', '1'),
-  ('data.length', str(T)),
-  ('batch_tokens', str(ROWS * T)),
-  ('model.mixer', 'gqa(head_dim=8, causal=False)'),
-  ('model.embed', 'tied(multiple_of=8)'),
-  ('model.embed_norm', 'layer_norm()'),
-  ('model.position', 'learned()'),
-)
-
-
-def made(spec='electra()', *changes):
-  return build.build(
-    config.resolve(config.load('quickstart', [*SMALL, ('objective', spec), *changes]))
-  )
-
-
-@functools.cache
-def run(spec='electra()'):
-  return made(spec)
-
-
-@functools.cache
-def start(spec='electra()'):
-  return jax.tree.map(np.asarray, run(spec).init(jax.random.key(0)).params)
-
-
-def batch(tokens=None, lengths=(T,) * ROWS):
-  segments = (np.arange(T) < np.asarray(lengths)[:, None]).astype(np.int32)
-  if tokens is None:
-    tokens = np.random.default_rng(0).integers(0, 256, segments.shape)
-  tokens = np.where(segments > 0, np.broadcast_to(tokens, segments.shape), 0).astype(np.int32)
-  positions = np.broadcast_to(np.arange(T, dtype=np.int32), segments.shape)
-  made = dict(tokens=tokens, segments=segments, positions=positions)
-  return jax.tree.map(jnp.asarray, made)
-
-
-@functools.cache
-def compiled(spec):
-  return jax.jit(lambda p, b, key: run(spec).objective.loss(p, {}, b, key, False))
-
-
-def loss(p, b, spec='electra()', seed=1):
-  return compiled(spec)(jax.tree.map(jnp.asarray, p), b, jax.random.key(seed))
-
-
-def mean(out, name):
-  total, weight = out.metrics[name]
-  return float(total / weight)
-
-
-def edited(p, path, value):
-  *front, last = path.split('/')
-  p = jax.tree.map(np.array, p)
-  node = functools.reduce(lambda t, k: t[k], front, p)
-  node[last] = value(node[last]) if callable(value) else np.broadcast_to(value, node[last].shape)
-  return p
-
-
-def always(p, token):
-  """A generator that fills in one token."""
-  return edited(
-    p, 'head/bias', lambda b: np.where(np.arange(b.size) == token, 1e4, 0).astype(b.dtype)
-  )
 
 
 def test_no_opinion_costs_ln_2():
@@ -96,8 +29,10 @@ def test_no_opinion_costs_ln_2():
 
 
 def test_a_generator_that_is_right_makes_no_fakes():
-  right = loss(always(start(), 3), batch(3))
+  sure = edited(always(start(), 3), 'judge/out/bias', -50.0)  # that all is original
+  right = loss(sure, batch(3))
   assert mean(right, 'fakes') == 0 and mean(right, 'mlm_accuracy') == 1
+  assert mean(right, 'detection') < 1e-6 and mean(right, 'detection_accuracy') == 1
   wrong = loss(always(start(), 5), batch(3))
   assert mean(wrong, 'fakes') == pytest.approx(round(0.15 * T) / T) and mean(wrong, 'mlm') > 100
 
