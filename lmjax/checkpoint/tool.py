@@ -16,6 +16,7 @@ saved it.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
@@ -40,9 +41,9 @@ _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.
 
 def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # orbax tells of its own business
   try:
-    status = args.run(args)
+    with _quiet('absl'):  # orbax tells of its own business
+      status = args.run(args)
     sys.stdout.flush()
     return status
   except BrokenPipeError:  # whoever reads has seen enough
@@ -51,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError) as e:
     print(f'lmjax.checkpoint: {show.plain(str(e))}', file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def _quiet(name: str):
+  """Errors alone are logged within."""
+  log = logging.getLogger(name)
+  level = log.level
+  log.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    log.setLevel(level)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,8 +232,8 @@ def _rewind(args: argparse.Namespace) -> int:
   folder, found = locate(args.path)
   if found is not None:
     raise ValueError(f'{args.path} is one step; give the run directory and --step')
-  logging.getLogger('lmjax').setLevel(logging.ERROR)  # what is renamed is said below
-  newer = rewind.rewind(folder, args.step)
+  with _quiet('lmjax'):  # what is renamed is said below
+    newer = rewind.rewind(folder, args.step)
   print(f'{show.plain(folder)}: the run resumes at step {args.step}; renamed: {newer or "nothing"}')
   return 0
 

@@ -1,6 +1,7 @@
 """python -m lmjax.checkpoint on real checkpoints: what it prints, how it exits, what it imports."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -398,3 +399,10 @@ def test_output_to_a_pipe_is_plain_and_may_be_cut(run):
   assert (
     done.returncode == 2 and done.stderr == f'lmjax.checkpoint: {run}/none: no such directory\n'
   )
+
+
+def test_a_program_that_calls_it_logs_as_before(run, call):
+  log = logging.getLogger('lmjax')
+  assert log.isEnabledFor(logging.WARNING)
+  assert call('rewind', run, '--step=100')[0] == 0
+  assert log.isEnabledFor(logging.WARNING)

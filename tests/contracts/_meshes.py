@@ -22,7 +22,11 @@ MESHES = {
   'auto': settings(data=4, tensor=2),
   'explicit': settings('explicit', replica=2, data=2, tensor=2),
 }
-each = pytest.mark.parametrize('axes', MESHES.values(), ids=MESHES)
+each = pytest.mark.parametrize(
+  'axes',
+  [pytest.param(MESHES['auto'], marks=pytest.mark.slow), MESHES['explicit']],
+  ids=['auto', 'explicit'],
+)
 
 
 def slope(run, params, vars, rows, axes=None):

@@ -79,7 +79,12 @@ def test_no_part_is_missing():
 
 @pytest.mark.parametrize('cache, name', PAIRS)
 @pytest.mark.parametrize(
-  'blocks', [[1] * STEPS, [9] + [1] * 15, [16, 3, 5]], ids=['single', 'prefill', 'blocks']
+  'blocks',
+  [
+    pytest.param([1] * STEPS, id='single', marks=pytest.mark.slow),
+    pytest.param([9] + [1] * 15, id='prefill'),
+    pytest.param([16, 3, 5], id='blocks'),
+  ],
 )
 def test_cached_is_the_full_forward(cache, name, blocks):
   tokens = jnp.asarray(

@@ -97,7 +97,7 @@ def test_dense_is_the_matrix_and_the_bias_themselves(shape, bias):
 
 @each
 @shapes
-@biases
+@pytest.mark.parametrize('bias', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_gradient_reaches_every_parameter(spec, shape, bias):
   module, _, variables = instance(spec, shape, bias)
   x = _table.normal(2, 3, *sizes(shape)[0], seed=5)

@@ -359,8 +359,7 @@ APART = {'train_only'}  # which updates it leaves depends on paths: tests/optim/
 SPECS = [(name, spec) for name, row in ROWS.items() for spec in row.specs]
 each = pytest.mark.parametrize('name, spec', SPECS, ids=[s for _, s in SPECS])
 FIRST = [(name, next(iter(row.specs))) for name, row in ROWS.items()]
-# What does not depend on the values of arguments is tried with the first spec, and with all of them
-# in the slow tests.
+# Tried with the first spec, and with all of them in the slow tests.
 first_or_slow = pytest.mark.parametrize(
   'name, spec',
   [pytest.param(*s, id=s[1], marks=() if s in FIRST else pytest.mark.slow) for s in SPECS],
@@ -464,7 +463,7 @@ def wide(tree):
   return {k: np.asarray(x, np.float64) for k, x in tree.items()}
 
 
-@each
+@first_or_slow
 def test_equals_a_float64_step(name, spec):
   args = dict(registry.make('optim', spec).args)
   tol = 2e-2 if args.get('mu_dtype') == 'bfloat16' else 2e-5
@@ -478,7 +477,7 @@ def test_equals_a_float64_step(name, spec):
     p = {k: p[k] - 0.1 * want[k] for k in p}
 
 
-@each
+@first_or_slow
 def test_stacked_layers_equal_single_layers(name, spec):
   def split(tree):
     return {k: {str(n): x for n, (_, x) in enumerate(pieces(k, v))} for k, v in tree.items()}
@@ -530,7 +529,7 @@ def toy():
   return losses, sample_fn, first, facts
 
 
-@each
+@first_or_slow
 def test_converges(name, spec):
   losses, sample_fn, params, facts = toy()
   form, peak = ROWS[name].toy

@@ -208,7 +208,12 @@ def both(train, mesh=None):
 
 @pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
 @pytest.mark.parametrize(
-  'mesh, train', [('auto', True), ('explicit', True), ('explicit', False), ('zero', True)]
+  'mesh, train',
+  [
+    ('auto', True),
+    ('explicit', False),
+    *(pytest.param(m, True, marks=pytest.mark.slow) for m in ('explicit', 'zero')),
+  ],
 )
 def test_a_mesh_changes_neither_choices_nor_gradient(mesh, train):
   made = mesh_lib.make(MESHES[mesh])

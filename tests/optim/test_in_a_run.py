@@ -25,12 +25,12 @@ SMALL = [
 ]
 # Those whose state is of another kind than moments of the parameters' shape; the others are slow.
 USUAL = (
-  'eight_bit(min_size=64)',
   'galore(rank=4, gap=2)',
-  'schedule_free()',
   'clip() | sophia_g(every=2, one_in=2)',
 )
 OTHERS = (
+  'eight_bit(min_size=64)',
+  'schedule_free()',
   'adagc(start=2) | adam() | decay()',
   'adamp(decay=decay())',
   'apollo(rank=4, gap=2)',

@@ -37,7 +37,9 @@ def run(spec, place):
   return out, u
 
 
-@pytest.mark.parametrize('spec', SPECS)
+@pytest.mark.parametrize(
+  'spec', [*SPECS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in SPECS[2:])]
+)
 def test_sharded_equals_unsharded(spec):
   want, _ = run(spec, lambda k, x: jnp.asarray(x))
   for kind in (AxisType.Auto, AxisType.Explicit):

@@ -100,6 +100,7 @@ def test_skipped_batches_are_left_out_and_survive_a_resume(met, poisoned, tmp_pa
   assert skips.read(parts).ranges == ((bad, bad + 1), (bad + 2, bad + 4))
 
 
+@pytest.mark.slow
 def test_skips_in_the_past_are_refused(sound, tmp_path, capsys):
   assert _runs.run(tmp_path / 'w', sound, steps=8) == 0
   assert _runs.run(tmp_path / 'w', sound, '--skip_batches=3', steps=8) == 2

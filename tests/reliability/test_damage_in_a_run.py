@@ -51,7 +51,9 @@ def garble(folder):
   return file
 
 
-@pytest.mark.parametrize('damage', [truncate, flip, delete, garble])
+@pytest.mark.parametrize(
+  'damage', [flip, delete, *(pytest.param(d, marks=pytest.mark.slow) for d in (truncate, garble))]
+)
 def test_refused_by_name_and_passed_over_when_asked(workdir, train, capsys, damage):
   file = damage(workdir / 'checkpoints/12')
   before = sorted(str(p) for p in workdir.rglob('*'))

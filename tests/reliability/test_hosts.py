@@ -89,6 +89,7 @@ def test_the_number_of_processes_changes_in_mid_run(train, straight, tmp_path):
   agree(_runs.lines(workdir), straight)
 
 
+@pytest.mark.slow
 def test_one_process_is_told_to_stop_and_both_do(train, straight, tmp_path):
   """After the same step, saved; one process then goes on alone."""
   workdir = tmp_path / 'w'

@@ -46,7 +46,13 @@ def saved(workdir) -> int:
   return max(steps)
 
 
-@pytest.mark.parametrize('signals_at', [(0.0,), (0.0, 0.005), (0.0, 0.0, 0.2, 0.1)])
+@pytest.mark.parametrize(
+  'signals_at',
+  [
+    (0.0, 0.0, 0.2, 0.1),
+    *(pytest.param(s, marks=pytest.mark.slow) for s in ((0.0,), (0.0, 0.005))),
+  ],
+)
 def test_sigterm_saves_the_step_it_reached(tmp_path, train, signals_at):
   workdir = tmp_path / 'w'
   with start(workdir, train) as p:
@@ -163,7 +169,7 @@ def test_a_closed_pipe_ends_nothing(tmp_path, train):
   assert saved(tmp_path / 'w') == 30
 
 
-@pytest.mark.parametrize('index', [0, 1])
+@pytest.mark.parametrize('index', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_sigterm_while_the_other_process_is_awaited(tmp_path, train, index):
   workdir = tmp_path / 'w'
   join = [f'--coordinator=127.0.0.1:{_processes.port()}', '--processes=2', f'--process={index}']
