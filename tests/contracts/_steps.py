@@ -10,6 +10,7 @@ import numpy as np
 
 from lmjax import decode_loop
 from lmjax import generate
+from lmjax import padding
 from lmjax.decoding import _base
 
 
@@ -93,14 +94,14 @@ def run(spec, models, prompts, n, *, eos=-1, seed=0, keys=None, arrays=None):
   """`decode_loop.Decoded` of a rule over tables, numpy."""
   chosen = _base.rule(spec)
   columns = max(map(len, prompts))
-  tokens, segments, _ = generate.left_padded([p[:-1] for p in prompts], columns, len(prompts))
+  tokens, segments, _ = padding.left_padded([p[:-1] for p in prompts], columns, len(prompts))
   found, _ = _run(
     chosen,
     tuple(models),
     n,
     jnp.asarray(tokens),
     jnp.asarray(segments) > 0,
-    jnp.asarray(generate.tails(prompts, chosen.tail, len(prompts))),
+    jnp.asarray(padding.tails(prompts, chosen.tail, len(prompts))),
     jnp.int32(eos),
     arrays,
     generate.row_keys(prompts, seed) if keys is None else keys,
