@@ -216,9 +216,9 @@ def both(train, mesh=None):
   ],
 )
 def test_a_mesh_changes_neither_choices_nor_gradient(mesh, train):
-  made = mesh_lib.make(MESHES[mesh])
+  made, facts = mesh_lib.make(MESHES[mesh]), part(DEALT)[2]  # made outside the mesh
   with jax.set_mesh(made):
-    spread = shard.pieces(made, part(DEALT)[2]['params']['up_0'].names, (E, WIDTH, 24))[1]
+    spread = shard.pieces(made, facts['params']['up_0'].names, (E, WIDTH, 24))[1]
     sizes = dict(data=1, expert=1) | MESHES[mesh]
     # experts apart, their inputs and hidden units too
     assert spread == (E // sizes['expert'], WIDTH // sizes['data'], 12)
