@@ -443,7 +443,7 @@ def test_any_damage_is_read_or_named(tmp_path_factory, suffix, changes, cut):
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8_000, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(sorted(WHOLE)), CHANGES, CUTS)
 def test_any_damage_is_read_or_named_at_length(tmp_path_factory, suffix, changes, cut):
   changed(tmp_path_factory.getbasetemp(), suffix, changes, cut)

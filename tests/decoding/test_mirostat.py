@@ -182,16 +182,16 @@ def test_a_real_model_holds_its_target(test_data, version):
   class Ids:
     bos, eos = 1, 2
 
-  for tau in (0.8, 1.2):
-    new = generate.generate(
-      net,
-      variables,
-      prompts,
-      max_tokens=200,
-      rule=f'mirostat(tau={tau}, version={version}, eta=0.5)',
-    )
-    scored = lm_lib.LM(net, variables, Ids(), length=256).loglikelihood_tokens(
-      list(zip(prompts, new))
-    )
-    bits = [-logp[40:].mean() / LOG2 for logp, _ in scored]
-    assert abs(np.mean(bits) - tau) < 0.15, (tau, bits)
+  tau = 1.0
+  new = generate.generate(
+    net,
+    variables,
+    prompts,
+    max_tokens=200,
+    rule=f'mirostat(tau={tau}, version={version}, eta=0.5)',
+  )
+  scored = lm_lib.LM(net, variables, Ids(), length=256).loglikelihood_tokens(
+    list(zip(prompts, new))
+  )
+  bits = [-logp[40:].mean() / LOG2 for logp, _ in scored]
+  assert abs(np.mean(bits) - tau) < 0.15, bits

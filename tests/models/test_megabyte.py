@@ -328,8 +328,11 @@ def test_a_text_of_several_documents_byte_by_byte_is_the_whole_row():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('segments', [RAGGED, PACKED], ids=['ragged', 'packed'])
-@pytest.mark.parametrize('blocks', [[1] * STEPS, [18] + [1] * 6, [6, 3, 15]], ids=str)
+@pytest.mark.parametrize(
+  'blocks, segments',
+  [([18] + [1] * 6, RAGGED), ([6, 3, 15], PACKED)],
+  ids=['prefill, ragged', 'blocks, packed'],
+)
 @pytest.mark.parametrize('name', CACHED)
 def test_texts_in_blocks_of_any_size_are_the_whole_row(name, blocks, segments):
   compare(blocks, segments, **CACHED[name])

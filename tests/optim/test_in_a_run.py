@@ -31,18 +31,15 @@ USUAL = (
 OTHERS = (
   'eight_bit(min_size=64)',
   'schedule_free()',
-  'adagc(start=2) | adam() | decay()',
-  'adamp(decay=decay())',
+  'adagc(start=2) | clip_tensor() | clip_value() | stable_adamw() | clip_update()',
   'apollo(rank=4, gap=2)',
-  'clip_tensor() | clip_value() | stable_adamw() | clip_update()',
   'disturb(start=1) | stable_spam(every=2)',
   'fira(rank=4, gap=2)',
-  'lion()',
   'reset(inner=rmsprop(), every=2)',
   'scale()',
-  'sgdp()',
   'soap(every=2)',
   'sophia_h(every=2)',
+  'split(matrix=adamp(), rest=sgdp())',
   'split(matrix=muon(), rest=eight_bit(inner=lion(), min_size=64))',
 )
 each = pytest.mark.parametrize(
