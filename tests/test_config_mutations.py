@@ -51,7 +51,7 @@ def test_a_changed_leaf_of_a_large_shape_builds_or_is_refused(mutation):
 
 
 @pytest.mark.slow
-@examples(600)
+@examples(300)
 @given(mutations(TINY + LARGE), st.booleans())
 def test_changed_leaves_build_or_are_refused_at_length(mutation, as_config):
   one_leaf(mutation, as_config)
@@ -71,16 +71,17 @@ def arguments():
 
 
 @pytest.mark.slow
-def test_every_argument_of_every_part_builds_or_is_refused():
+@pytest.mark.parametrize('part', range(4))  # which two workers share
+def test_arguments_of_every_part_build_or_are_refused(part):
   tried = 0
   for key, spec in arguments():
-    # All of them take half an hour. A new part leaves the choice among those of others as it is.
-    if zlib.crc32(f'{key}={spec}'.encode()) % 13:
+    # All of them take hours. A new part leaves the choice among those of others as it is.
+    if zlib.crc32(f'{key}={spec}'.encode()) % 80 != part:
       continue
     both_ways = spec.startswith('mlm') or 'causal=False' in spec
     one_leaf(('bert_tiny' if both_ways else 'quickstart', key, spec))
     tried += 1
-  assert tried > 400
+  assert tried > 100
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_an_override_builds_or_is_refused(command):
 
 
 @pytest.mark.slow
-@examples(600)
+@examples(300)
 @given(commands())
 def test_overrides_build_or_are_refused_at_length(command):
   one_command(command)
