@@ -635,8 +635,11 @@ def test_passes_over_what_is_masked_out(name, spec):
     np.testing.assert_allclose(got[k], want[k], rtol=1e-6)
 
 
-@first_or_slow
-@pytest.mark.parametrize('mode', ['auto', 'explicit'])
+@pytest.mark.parametrize(
+  'name, spec, mode',
+  [(*s, m) for s in FIRST for m in ('auto', 'explicit')]
+  + [pytest.param(*s, 'explicit', marks=pytest.mark.slow) for s in SPECS if s not in FIRST],
+)
 def test_sharded_equals_unsharded(name, spec, mode):
   assert jax.device_count() == 8, 'tests/conftest.py asks for eight simulated devices'
   kind = {'auto': AxisType.Auto, 'explicit': AxisType.Explicit}[mode]
