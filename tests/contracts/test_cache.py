@@ -82,7 +82,7 @@ def test_no_part_is_missing():
   'blocks',
   [
     pytest.param([1] * STEPS, id='single', marks=pytest.mark.slow),
-    pytest.param([9] + [1] * 15, id='prefill'),
+    pytest.param([9] + [1] * 15, id='prefill', marks=pytest.mark.slow),
     pytest.param([16, 3, 5], id='blocks'),
   ],
 )

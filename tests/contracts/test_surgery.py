@@ -126,6 +126,7 @@ def test_surgeries_are_tried():
   assert set(registry.names('surgery')) >= {'add_head', 'discriminator', 'two_stage'}
 
 
+@pytest.mark.slow
 def test_masks_go(tmp_path):
   assert run(tmp_path / 'sparse', '--config.model.linear=spdf(sparsity=0.5)') == 0
   begin = f'--config.init_from=densify(run="{tmp_path / "sparse"}")'

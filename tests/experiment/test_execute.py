@@ -40,6 +40,7 @@ def test_a_trial_gives_its_record_and_is_not_run_twice(tmp_path):
   assert (execute.folder(tmp_path, t) / 'outcome.json').stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
   t, stopping, killed = trial(steps=120), execute.Stopping(), []
 

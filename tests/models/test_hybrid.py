@@ -21,7 +21,7 @@ HOW = dict(
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [3, 3]]
 
 
-@pytest.mark.parametrize('cache', ['full()', 'window()'])
+@pytest.mark.parametrize('cache', [pytest.param('full()', marks=pytest.mark.slow), 'window()'])
 def test_what_is_generated_is_the_argmax_of_the_whole_row(cache):
   net, variables = _table.model(**HOW), _table.model_params(**HOW)
   new = generate.generate(net, variables, PROMPTS, max_tokens=9, cache=cache)

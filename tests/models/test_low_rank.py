@@ -158,7 +158,8 @@ def alone():
   return steps(None)
 
 
-@pytest.mark.parametrize('name', [pytest.param('auto', marks=pytest.mark.slow), 'explicit'])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MESHES)
 def test_a_mesh_does_not_change_the_training_and_factors_lie_like_matrices(name):
   alone()  # built and started outside the mesh, as a run is
   mesh = mesh_lib.make(MESHES[name])

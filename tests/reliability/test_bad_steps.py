@@ -142,6 +142,7 @@ def test_too_many_in_a_row_end_the_run(sound, tmp_path, capsys):
   assert [r['streak'] for r in found][-5:] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_rewind_goes_back_and_leaves_the_batches_out(met, poisoned, tmp_path, capsys):
   """limit=1: the first bad batch sends the run back three steps; then it never meets it again."""
   bad = met[1][0]['batch']
