@@ -31,11 +31,6 @@ from lmjax.decode_loop import context_limit as context_limit
 from lmjax.decode_loop import decode as decode
 from lmjax.decode_loop import prefill as prefill
 from lmjax.decoding import _base
-from lmjax.padding import least_rows as least_rows
-from lmjax.padding import left_padded as left_padded
-from lmjax.padding import power_of_two as power_of_two
-from lmjax.prompts import new_text as new_text
-from lmjax.prompts import prompt_ids as prompt_ids
 
 SMALLEST_PROMPT, TOKENS_MULTIPLE = 16, 64
 
@@ -147,7 +142,7 @@ def decoded(
     check(architecture, asked, max_tokens)
   made, vocab = _base.rule(chain), architectures[0].model.vocab
   limits = [n for n in map(context_limit, architectures) if n is not None]
-  batch = power_of_two(len(asked), least_rows())
+  batch = padding.power_of_two(len(asked), padding.least_rows())
   given = inputs(asked, batch, limits)
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
   size = given[0].shape[1] + tokens + made.ahead
@@ -185,11 +180,12 @@ def inputs(prompts: Sequence[kinds.Prompt], rows: int, limits: Sequence[int]):
   """
   whole = any(p.prefix for p in prompts)  # a prefix is seen to its last token
   texts = [p.text if whole else p.text[:-1] for p in prompts]
-  columns = lambda texts: min([power_of_two(max(map(len, texts)), SMALLEST_PROMPT), *limits])
+  size = lambda texts: padding.power_of_two(max(map(len, texts)), SMALLEST_PROMPT)
+  columns = lambda texts: min([size(texts), *limits])
   sources = [p.source for p in prompts]
   read = None if sources[0] is None else padding.source(sources, columns(sources), rows)
   prefix_B = np.array([p.prefix for p in prompts] + [0] * (rows - len(prompts)), np.int32)
-  return *left_padded(texts, columns(texts), rows), read, prefix_B if whole else None
+  return *padding.left_padded(texts, columns(texts), rows), read, prefix_B if whole else None
 
 
 def _result(texts_KT, scores_K, eos):
@@ -276,7 +272,7 @@ def trial(run: Any, prompt: str):
   asked = [made.prompt(made.ids(prompt))]
   check(run.architecture, asked, 1)
   limit = context_limit(run.architecture)
-  given = inputs(asked, least_rows(), [] if limit is None else [limit])
+  given = inputs(asked, padding.least_rows(), [] if limit is None else [limit])
   length = given[0].shape[1] + 1
   read = functools.partial(
     prefill, Fixed(run.architecture), kind=registry.make('cache', 'full()'), length=length

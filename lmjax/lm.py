@@ -62,8 +62,8 @@ def _score(architecture, variables, tokens_BT, segments_BT, targets_BT, source, 
   positions_BT = jnp.broadcast_to(jnp.arange(steps, dtype=jnp.int32), (rows, steps))
   ctx = kinds.Ctx(positions_BT, segments_BT, prefix_BT=prefix_BT, source=source)
   out = architecture.apply(variables, tokens_BT, ctx)
-  least = generate_lib.least_rows()
-  group = generate_lib.power_of_two(max(1, LOGIT_TOKENS // steps), least)
+  least = padding.least_rows()
+  group = padding.power_of_two(max(1, LOGIT_TOKENS // steps), least)
   group = group if rows % group == 0 else least
 
   def one(args):
@@ -227,7 +227,7 @@ class LM:
     room = self.length - max_tokens
     ids = [prompts_lib.prompt_ids(self.tokenizer, p, self.bos)[-room:] for p in prompts]
     out: list[str] = [''] * len(ids)
-    rows = generate_lib.power_of_two(max(1, self.batch_tokens // self.length))
+    rows = padding.power_of_two(max(1, self.batch_tokens // self.length))
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), rows):
       mine = order[start : start + rows]
@@ -269,10 +269,10 @@ class LM:
       buckets.setdefault(sizes, []).append(i)
     for (steps, read), members in sorted(buckets.items()):
       members.sort(key=lambda i: len(windows[i].tokens))
-      least = generate_lib.least_rows()
+      least = padding.least_rows()
       rows = min(
-        generate_lib.power_of_two(max(1, self.batch_tokens // (steps + read)), least),
-        generate_lib.power_of_two(len(members), least),
+        padding.power_of_two(max(1, self.batch_tokens // (steps + read)), least),
+        padding.power_of_two(len(members), least),
       )
       for start in range(0, len(members), rows):
         mine = members[start : start + rows]
@@ -290,7 +290,7 @@ class LM:
     if self.prompts.task is not None:
       limit = generate_lib.context_limit(self.architecture)
       most = 1 << 31 if limit is None else limit
-    return min(most, generate_lib.power_of_two(steps, SMALLEST)) if steps else 0
+    return min(most, padding.power_of_two(steps, SMALLEST)) if steps else 0
 
   def _batch(self, windows: Sequence[Window], rows: int, steps: int, read: int):
     """(log-probabilities, argmax-correctness) of the scored tokens of each window, one program for

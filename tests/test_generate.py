@@ -14,6 +14,8 @@ import _meshes
 import _table
 from lmjax import decode_loop
 from lmjax import generate
+from lmjax import padding
+from lmjax import prompts as prompts_lib
 from lmjax import kinds
 from lmjax import specs
 from lmjax.decoding import _base
@@ -88,7 +90,7 @@ def test_logits_of_a_padded_row_are_those_of_the_row_alone():
   run = jax.jit(lambda x, ctx: embedding.logits(net.apply(variables, x, ctx))[:, -1])
 
   def last(prompts, columns):
-    tokens, segments, positions = generate.left_padded(prompts, columns, len(prompts))
+    tokens, segments, positions = padding.left_padded(prompts, columns, len(prompts))
     return np.asarray(
       run(jnp.asarray(tokens), kinds.Ctx(jnp.asarray(positions), jnp.asarray(segments)))
     )
@@ -158,7 +160,7 @@ def test_the_loop_stops_when_all_rows_have_ended():
   first = generate.generate(net, variables, [[1, 2, 3]], max_tokens=1)[0][0]
   kind = generate.registry.make('cache', 'full()')
   slot = generate.prefill(
-    generate.Fixed(net), variables, *generate.left_padded([[1, 2]], 16, 1), kind=kind, length=80
+    generate.Fixed(net), variables, *padding.left_padded([[1, 2]], 16, 1), kind=kind, length=80
   )
   assert slot[1].tolist() == [2]
   out, ((_, positions, _),) = generate.decode(
@@ -259,13 +261,13 @@ def test_sample_text_adds_to_the_prompt_and_keeps_within_the_positions():
   )
   plain = types.SimpleNamespace(bos=None, eos=None, encode=lambda t: np.zeros(0, np.int32))
   with pytest.raises(ValueError, match='empty'):
-    generate.prompt_ids(plain, '', False)
+    prompts_lib.prompt_ids(plain, '', False)
 
 
 def test_a_prompt_begins_as_documents_do():
-  assert generate.prompt_ids(Letters(), 'ab', True) == [8, 0, 1]
-  assert generate.prompt_ids(Letters(), 'ab', False) == [0, 1]
-  assert generate.prompt_ids(Letters(), '', False) == [8]
+  assert prompts_lib.prompt_ids(Letters(), 'ab', True) == [8, 0, 1]
+  assert prompts_lib.prompt_ids(Letters(), 'ab', False) == [0, 1]
+  assert prompts_lib.prompt_ids(Letters(), '', False) == [8]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from lmjax import generate
+from lmjax import padding
+from lmjax import prompts as prompts_lib
 from lmjax import kinds
 from lmjax import lm as lm_lib
 from lmjax import registry
@@ -89,7 +91,7 @@ def test_greedy_continuations_with_a_cache(loaded, tokenizer, prompts, together)
   ]
   for new, want, p in zip(got, wanted, prompts):
     assert new.tolist() == want
-    assert generate.new_text(tokenizer, p['prompt_ids'], new.tolist()).strip(' ') == p[
+    assert prompts_lib.new_text(tokenizer, p['prompt_ids'], new.tolist()).strip(' ') == p[
       'greedy_text'
     ].strip(' ')
 
@@ -105,7 +107,7 @@ def test_text_in_text_out(loaded, tokenizer, prompts):
 def test_last_position_logits(loaded, prompts):
   architecture, variables = loaded
   ids = [p['prompt_ids'] for p in prompts]
-  tokens, segments, positions = generate.left_padded(ids, 16, len(ids))
+  tokens, segments, positions = padding.left_padded(ids, 16, len(ids))
   run = jax.jit(lambda v, x, ctx: embedding.logits(architecture.apply(v, x, ctx))[:, -1])
   found = np.asarray(
     run(variables, jnp.asarray(tokens), kinds.Ctx(positions_BT=positions, segments_BT=segments)),
@@ -129,7 +131,7 @@ def test_the_tokenizer_gives_the_stored_ids(test_data, tokenizer, reference, pro
   for story, want in zip(stories, reference[0]):
     assert [tokenizer.bos, *tokenizer.encode(story.strip('\n'))][:256] == want.tolist()
   for p in prompts:
-    assert generate.prompt_ids(tokenizer, p['prompt'], True) == p['prompt_ids']
+    assert prompts_lib.prompt_ids(tokenizer, p['prompt'], True) == p['prompt_ids']
 
 
 @pytest.mark.parametrize(

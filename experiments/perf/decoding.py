@@ -210,12 +210,12 @@ def main():
   flags = p.parse_args()
   import jax
 
-  from lmjax import generate
+  from lmjax import prompts as prompts_lib
 
   target = load(flags.target)
   run = target[0]
   prompts = [
-    generate.prompt_ids(run.tokenizer, text, run.config['data']['bos'])
+    prompts_lib.prompt_ids(run.tokenizer, text, run.config['data']['bos'])
     for text in flags.prompt or PROMPTS
   ]
   found = dict(drafts=drafts(target, prompts, flags))

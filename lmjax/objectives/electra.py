@@ -144,7 +144,7 @@ class Electra:
     """The model's own, as its architecture takes them."""
 
     def own(tree):
-      shared = {k: tree[k] for k in ('embed', 'position', 'embed_norm') if k in tree}
+      shared = {k: tree[k] for k in _variants.ENTRANCE if k in tree}
       return {**shared, **tree.get('discriminator', {})}
 
     return own(params), {k: own(v) for k, v in vars.items()}
