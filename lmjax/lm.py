@@ -133,6 +133,12 @@ class LM:
     asked = {} if self.prompts.task is None else dict(prompts=self.prompts.name)
     return dict(length=self.length, prefix=self.prefix_name + ('+' if self.bos else ''), **asked)
 
+  def require_likelihoods(self):
+    """Raises kinds.Unsupported, naming the mixer, for a model that looks ahead."""
+    self.architecture.model.require(
+      'causal', 'looks ahead: evals by log-likelihood need a causal model'
+    )
+
   # ---- requests
 
   def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -258,9 +264,7 @@ class LM:
     self, windows: Sequence[Window], owners: int
   ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Scores of each owner's windows, joined in their order."""
-    self.architecture.model.require(
-      'causal', 'looks ahead: evals by log-likelihood need a causal model'
-    )
+    self.require_likelihoods()
     logp = [np.zeros(0)] * len(windows)
     right = [np.zeros(0, bool)] * len(windows)
     buckets: dict[tuple[int, int], list[int]] = {}

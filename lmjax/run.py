@@ -13,6 +13,7 @@ from lmjax import checks
 from lmjax import config as config_lib
 from lmjax import exits
 from lmjax import feed as feed_lib
+from lmjax import kinds
 from lmjax import loop
 from lmjax import progress
 from lmjax import prompts
@@ -64,6 +65,7 @@ def train(
     checks.trained(run)
     if asked:  # ... nor is a model that cannot be asked.
       config_lib.named('eval.tasks', lambda: prompts.of(run).prompt([0]))
+      config_lib.named('eval.tasks', lambda: suit(asked, language_model(run, {}, {})))
     mesh = build_lib.mesh(resolved)
     checks.devices(run, mesh)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -231,11 +233,21 @@ def tasks(names: str, key: str = '') -> dict[str, Any]:
   return config_lib.named(key, make, value=names) if key else make()
 
 
+def suit(parts: dict[str, Any], model):
+  """Raises kinds.Unsupported, naming the eval, where one cannot score this model."""
+  for name, part in parts.items():
+    try:
+      getattr(part, 'suits', lambda lm: None)(model)
+    except kinds.Unsupported as e:
+      raise kinds.Unsupported(f'{name}: {e}') from e
+
+
 def score(run, params, vars, parts: dict[str, Any], tracker, step: int):
   """Runs evals and logs what they find."""
   if not parts:
     return
   model = language_model(run, params, vars)
+  suit(parts, model)
   for name, part in parts.items():
     for s in part.run(model):
       error = '' if s.stderr is None else f' ± {s.stderr:.4f}'

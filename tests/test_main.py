@@ -4,6 +4,7 @@ input gets.
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -177,6 +178,29 @@ def test_a_task_without_its_file_is_told_before_training(tmp_path, capsys):
   assert run(tmp_path / 'w', task('/no/such/file.txt')) == 2
   err = capsys.readouterr().err
   assert 'config.eval.tasks=' in err and "'/no/such/file.txt': no such file" in err
+  assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+  'config, eval_, said',
+  [
+    ('bert_tiny', 'perplexity(path="{}/text.txt")', 'perplexity: .*looks ahead'),
+    (
+      'ul2_tiny:encoder_decoder',
+      'glue_finetuning(tasks="rte", path="{}")',
+      'glue_finetuning: .*takes a model of one stack',
+    ),
+  ],
+)
+def test_a_model_that_an_eval_cannot_score_is_told_before_training(
+  tmp_path, capsys, config, eval_, said
+):
+  for name in ('text.txt', 'RTE.train.tsv', 'RTE.dev.tsv'):
+    (tmp_path / name).write_text('a')
+  words = [f'--workdir={tmp_path / "w"}', f'--config.eval.tasks={eval_.format(tmp_path)}']
+  assert main_lib.main([f'--config={config}', *words]) == 2
+  err = capsys.readouterr().err
+  assert re.search(f'config.eval.tasks: {said}', err), err
   assert not (tmp_path / 'w').exists()
 
 

@@ -47,3 +47,8 @@ def exp(nats: float) -> float:
 
 def shares(name: str, hits, lm, **how) -> kinds.Score:
   return kinds.Score(label(name, lm, **how), *share(hits))
+
+
+def likelihoods(lm):
+  """Raises kinds.Unsupported for a language model that says it has no log-likelihoods."""
+  getattr(lm, 'require_likelihoods', lambda: None)()

@@ -32,6 +32,9 @@ class Blimp:
   def __post_init__(self):
     _paths.find(self.path, DEFAULT)  # a missing file is told before any work
 
+  def suits(self, lm: kinds.LM):
+    _scores.likelihoods(lm)
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """The average first. Raises ValueError naming the file, the line and the field."""
     path = _paths.find(self.path, DEFAULT)

@@ -99,14 +99,19 @@ class GlueFinetuning:
       for split in ('train', *task.dev):
         _glue_tasks.find(where, task, split)  # a missing file is told before any work
 
-  def run(self, lm: kinds.LM) -> list[kinds.Score]:
-    """The average first, then every metric. Raises ValueError naming the file and the line."""
+  def suits(self, lm: kinds.LM):
     if not all(hasattr(lm, k) for k in ('architecture', 'variables', 'length')):
       raise kinds.Unsupported('glue_finetuning trains the model, and this one gives no parameters')
     _classifier.check(lm.architecture.model)
-    length = min(self.length, lm.length)
-    if length < _pairs.SHORTEST:
+    if self._length(lm) < _pairs.SHORTEST:
       raise kinds.Unsupported(
-        f'glue_finetuning: the model sees {length} tokens, at least {_pairs.SHORTEST} are needed'
+        f'glue_finetuning: the model sees {lm.length} tokens, at least {_pairs.SHORTEST} are needed'
       )
-    return _glue_runner.Runner(self, lm, length).scores()
+
+  def run(self, lm: kinds.LM) -> list[kinds.Score]:
+    """The average first, then every metric. Raises ValueError naming the file and the line."""
+    self.suits(lm)
+    return _glue_runner.Runner(self, lm, self._length(lm)).scores()
+
+  def _length(self, lm) -> int:
+    return min(self.length, lm.length)

@@ -42,6 +42,9 @@ class Lambada:
   def __post_init__(self):
     _paths.find(self.path, DEFAULT)  # a missing file is told before any work
 
+  def suits(self, lm: kinds.LM):
+    _scores.likelihoods(lm)
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """Accuracy, and perplexity of the target. Raises ValueError naming the file and the line."""
     path = _paths.find(self.path, DEFAULT)

@@ -45,6 +45,9 @@ class MultipleChoice:
   def __post_init__(self):
     _paths.find(self.path, _formats.FORMATS[self.task].file)  # told before any work
 
+  def suits(self, lm: kinds.LM):
+    _scores.likelihoods(lm)
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """acc, and acc_norm where it means something. Raises ValueError naming the file, the line and
     the field.

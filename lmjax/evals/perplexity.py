@@ -52,6 +52,9 @@ class Perplexity:
   def __post_init__(self):
     _paths.find(self.path)  # a missing file is told before any work
 
+  def suits(self, lm: kinds.LM):
+    _scores.likelihoods(lm)
+
   def run(self, lm: kinds.LM) -> list[kinds.Score]:
     """Scores and the counts behind them. Raises ValueError naming the file where it is missing,
     empty or not UTF-8.

@@ -97,6 +97,11 @@ class Score(NamedTuple):
 class Eval(Protocol):
   """`part(...)` returns an object with `run`."""
 
+  def suits(self, lm: LM) -> None:
+    """Optional: raises Unsupported for a model that it cannot score, whatever the parameters; asked
+    before training begins, when there are none.
+    """
+
   def run(self, lm: LM) -> list[Score]: ...
 
 
