@@ -122,7 +122,7 @@ def within(prefix_R, positions_RT):
 
 def rows(slot: Slot, rows_R) -> Slot:
   """The slot of these rows. Every array of a cache is (layers, rows, ...)."""
-  cache, *others = Slot(*slot)
+  cache, *others = slot
   return Slot(
     jax.tree.map(lambda a: a[:, rows_R], cache), *jax.tree.map(lambda a: a[rows_R], others)
   )
@@ -139,7 +139,7 @@ def back(slot: Slot, dropped_R, most: int) -> Slot:
       raise kinds.Unsupported('a layer keeps a state that cannot go back to an earlier token')
     return jax.vmap(lambda layer: layer.back(dropped_R, most))(c)
 
-  cache, positions_R, prefix_R = Slot(*slot)
+  cache, positions_R, prefix_R = slot
   return Slot(jax.tree.map(one, cache, is_leaf=can), positions_R - dropped_R, prefix_R)
 
 
@@ -156,7 +156,7 @@ class Steps:
     return logits_RTV[:, 0], slot
 
   def many(self, slot, tokens_RT, real_RT=None):
-    cache, positions_R, prefix_R = Slot(*slot)
+    cache, positions_R, prefix_R = slot
     steps = tokens_RT.shape[1]
     positions_RT = positions_R[:, None] + jnp.arange(steps)
     outputs = self._read(tokens_RT, positions_RT, real_RT, cache, prefix_R)

@@ -21,6 +21,8 @@ CPU = {
   'model.unroll': 3,
   'data.length': 512,
   'batch_tokens': 4096,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 200,
   'sample.every': 0,
@@ -28,7 +30,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2)}
 
 
 def bits_per_byte(lines) -> float:

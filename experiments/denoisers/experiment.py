@@ -24,6 +24,8 @@ CPU = {
   'model.mixer.head_dim': 32,
   'data.tokenizer': 'extended(extra=40)',
   'data.mask_documents': False,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 400,
   'sample.every': 0,
@@ -31,7 +33,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
 ALONE = {'spans': (1, 1, 0, 0, 0, 0, 0), 'prefix': (0, 0, 1, 0, 0, 0, 0)}
 
 

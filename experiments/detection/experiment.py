@@ -30,6 +30,8 @@ CPU = {
   'model.unroll': 3,
   'model.mixer': 'gqa(head_dim=16, causal=False)',
   'eval.tasks': GLUE,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 800,
   'sample.every': 0,
@@ -37,7 +39,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3)}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
 
 
 def error(lines) -> float:

@@ -27,6 +27,8 @@ CPU = {
   'model.unroll': 3,
   'model.mixer.head_dim': 32,
   'batch_tokens': 1024,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'eval.batches': 8,
   'checkpoint_every': 400,
@@ -35,7 +37,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
 
 
 def get_experiment():

@@ -18,6 +18,7 @@ CPU = {
   'model.unroll': 3,
   'model.mixer.head_dim': 32,
   'model.linear': 'low_rank(rank=16)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 400,
   'sample.every': 0,
@@ -26,7 +27,7 @@ CPU = {
   'report': False,
 }
 RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
-ADAM, EVERY = 'adam(b2=0.99)', 100
+ADAM, EVERY = 'adam(b2=0.95)', 100
 
 
 def get_experiment():

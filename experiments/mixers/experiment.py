@@ -21,6 +21,8 @@ CPU = {
   'model.position': 'none()',
   'data.length': 256,
   'batch_tokens': 2048,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 400,
   'sample.every': 0,

@@ -34,6 +34,8 @@ CPU = {
   'model.unroll': 3,
   'model.mixer.head_dim': 32,
   'batch_tokens': 4096,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 300,
   'sample.every': 0,

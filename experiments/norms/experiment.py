@@ -3,7 +3,7 @@
   python -m lmjax.experiment run experiments/norms --scale=cpu
 
 One small GPT, byte by byte; all norms of a model are of one kind. Power norm warms up as long as
-the learning rate does, as its authors' runs did (20 of 400 steps), and has a group for each head
+the learning rate does, as its authors' runs did (100 of 400 steps), and has a group for each head
 (2). `power_bare` is without that scaling, itself a norm of each token: what is left is the running
 statistic alone. Compared are held-out losses, with running statistics: training losses of models
 with batch statistics have seen the future.
@@ -20,6 +20,8 @@ CPU = {
   'model.depth': 3,
   'model.unroll': 3,
   'model.mixer.head_dim': 32,
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 400,
   'sample.every': 0,
@@ -44,9 +46,9 @@ def get_experiment():
     baseline=arm('rms_norm', 'rms_norm()'),
     treatments=(
       arm('layer_norm', 'layer_norm()', AsGood(0.01)),
-      arm('power_norm', 'power_norm(warmup=20, groups=2)', Better(CLAIM)),
-      arm('power_batch', 'power_norm(warmup=20, groups=2, variant="batch")'),
-      arm('power_bare', 'power_norm(warmup=20, groups=0)'),
+      arm('power_norm', 'power_norm(warmup=100, groups=2)', Better(CLAIM)),
+      arm('power_batch', 'power_norm(warmup=100, groups=2, variant="batch")'),
+      arm('power_bare', 'power_norm(warmup=100, groups=0)'),
     ),
     changes=CPU,
     scales={'cpu': Scale(budgets=(400,), hours=0.4)},

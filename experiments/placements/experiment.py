@@ -20,6 +20,8 @@ CPU = {
   'model.mixer.head_dim': 16,
   'model.norm': 'layer_norm()',
   'model.final_norm': 'layer_norm()',
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 400,
   'sample.every': 0,
@@ -27,7 +29,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2)}
 
 
 def get_experiment():
@@ -39,12 +41,12 @@ def get_experiment():
     fields=('model.blocks.block.residual', 'peak_lr'),
     baseline=arm('pre', 'pre()'),
     treatments=(
-      arm('post', 'post()', Better()),
+      arm('post', 'post()'),
       arm('mix_ln', 'mix_ln()', Better()),
       arm('layernorm_scaling', 'layernorm_scaling()', Better()),
       arm('peri_ln', 'peri_ln()', Better()),
       arm('pre_rmsnorm', 'pre_rmsnorm()', AsGood(0.01)),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(600,), hours=1)},
+    scales={'cpu': Scale(budgets=(400,), hours=1)},
   )

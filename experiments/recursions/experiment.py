@@ -25,7 +25,8 @@ CPU = {
   'model.stack': 'block*8',
   'model.unroll': 8,
   'model.mixer.head_dim': 32,
-  'optim': 'clip() | adam(b2=0.99) | decay(rate=0.1)',
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 200,
   'sample.every': 0,
@@ -33,7 +34,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
 
 
 def get_experiment():

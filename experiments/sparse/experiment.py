@@ -20,7 +20,8 @@ CPU = {
   'model.depth': 3,
   'model.unroll': 3,
   'model.mixer.head_dim': 32,
-  'optim': 'clip() | adam(b2=0.99) | decay(rate=0.1)',
+  'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
+  'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
   'checkpoint_every': 400,
   'sample.every': 0,
@@ -28,7 +29,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
 
 
 def get_experiment():
