@@ -33,11 +33,14 @@ class Placement(NamedTuple):
 
 
 class Transform(NamedTuple):
-  """A transform of rows: its name in the chain, the function, whether validation rows pass it."""
+  """A transform of rows: its name in the chain, the function, whether validation rows pass it, and
+  whether it makes one example of a whole row.
+  """
 
   name: str
   fn: Callable
   task: bool
+  joins: bool
 
 
 def is_placement(x) -> bool:
@@ -48,8 +51,10 @@ def is_placement(x) -> bool:
 class Run:
   """What a config means.
 
-  config: resolved. model: settings; architecture: the Linen module. rows: rows of a batch over all
-    hosts; transforms: of rows; fields: of a row behind them, abstract.
+  config: resolved. model: settings; architecture: the Linen module.
+  lookahead: tokens that a row of the batch has beyond the inputs; data_lookahead: those that a row
+    of data has beyond `length`, before transforms. rows: of a batch over all hosts; transforms: of
+    rows; fields: of a row behind them, abstract.
   facts, shapes: of the variables. schedule: step -> factor. tx: the named optimizer chain. step:
     (state, batch, key) -> (state, metrics), not jitted. guard: refuses updates, or None.
   """
@@ -60,6 +65,7 @@ class Run:
   architecture: Any
   objective: Any
   lookahead: int
+  data_lookahead: int
   rows: int
   transforms: tuple[Transform, ...]
   fields: dict[str, jax.ShapeDtypeStruct]
@@ -154,7 +160,15 @@ def transforms(c: dict, tok) -> tuple[Transform, ...]:
         'pad() for one document a row)'
       )
   make = lambda part: named('data.transforms', part)
-  return tuple(Transform(name, make(part), part.fact('task')) for name, part in chain.items())
+  facts = lambda part: (part.fact('task'), part.fact('joins'))
+  return tuple(Transform(name, make(part), *facts(part)) for name, part in chain.items())
+
+
+def data_lookahead(lookahead: int, made: Sequence[Transform]) -> int:
+  """Tokens of a row of data beyond its length: none where a transform makes one example of the row,
+  which has targets of its own, so that each token lies in one row.
+  """
+  return 0 if any(t.joins for t in made) else lookahead
 
 
 def fields_of(length: int, made: Sequence[Transform], objective: registry.Part):
@@ -189,7 +203,8 @@ def build(resolved: dict) -> Run:
   vocab = vocabulary(c, tok)
   asked = registry.make('objective', c['objective'])
   lookahead, made = asked.fact('lookahead'), transforms(c, tok)
-  fields = named('data.transforms', lambda: fields_of(d['length'] + lookahead, made, asked))
+  ahead = data_lookahead(lookahead, made)
+  fields = named('data.transforms', lambda: fields_of(d['length'] + ahead, made, asked))
   model = named('model', lambda: model_lib.resolve(m, vocab, model_length(fields, lookahead)))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make(
@@ -201,7 +216,7 @@ def build(resolved: dict) -> Run:
     learning_rate=lambda step: c['peak_lr'] * schedule(step),  # made below
   )
   checks.parts(c, model, objective_part)
-  checks.fields(fields, model)
+  checks.fields(fields, model, asked)
   objective = named('objective', objective_part)
 
   one = fields_lib.batch(1, fields)
@@ -239,6 +254,7 @@ def build(resolved: dict) -> Run:
     architecture,
     objective,
     lookahead,
+    ahead,
     rows,
     made,
     fields,

@@ -32,8 +32,13 @@ def batch_rows(c: dict) -> int:
   return rows
 
 
-def fields(row: Mapping[str, Any], model: model_lib.Model):
-  """What rows hold must be honoured by the model."""
+def fields(row: Mapping[str, Any], model: model_lib.Model, objective: registry.Part):
+  """What rows hold must be honoured by the model and the objective."""
+  if 'weights' in row and not objective.fact('weights'):
+    raise ConfigError(
+      f'config.objective={str(objective)!r} counts every token, and config.data.transforms weighs '
+      'them; another objective, or transforms without weights, are expected'
+    )
   if 'prefix' in row:
     model.require(
       'prefix',
@@ -58,6 +63,8 @@ def parts(c: dict, model: model_lib.Model, objective: registry.Part):
     raise ConfigError(
       f'config.model.blocks.{idle[0]} is not used by config.model.stack={c["model"]["stack"]!r}'
     )
+  for segments in (model.segments, *(found for _, found in model.stacks)):
+    streams(model, list(dict.fromkeys(n for s in segments for n in s.pattern)))
   for name, mixer in model.mixers(encoders=True):
     documents(c, name, mixer)
   causal = objective.fact('causal')
@@ -76,6 +83,19 @@ def parts(c: dict, model: model_lib.Model, objective: registry.Part):
       raise ConfigError(
         f'config.micro_batches={c["micro_batches"]}: the loss of {str(part)!r} couples all rows of '
         'a batch, so accumulation would change it; use 1'
+      )
+
+
+def streams(model: model_lib.Model, names: list[str]):
+  """Blocks of one stack must agree on what flows between them."""
+  first, *others = names
+  for name in others:
+    one, two = model.block(first), model.block(name)
+    if one.fact('stream') != two.fact('stream'):
+      raise ConfigError(
+        f'config.model.blocks.{name}.residual={two.name}() wants a stream that is '
+        f'{two.fact("stream")}, and {one.name}() of config.model.blocks.{first} in the same stack '
+        f'one that is {one.fact("stream")}; blocks of one stack need the same'
       )
 
 

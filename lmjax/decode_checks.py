@@ -94,7 +94,8 @@ def can_go_back(architectures: Sequence[Any], kind: registry.Part, length: int, 
 
   def trial(architecture):
     row = jnp.zeros(1, jnp.int32)
-    return decode_loop.back((architecture.init_cache(kind, 1, length), row), row, most)
+    slot = decode_loop.Slot(architecture.init_cache(kind, 1, length), row)
+    return decode_loop.back(slot, row, most)
 
   for architecture in architectures:
     jax.eval_shape(functools.partial(trial, architecture))

@@ -48,7 +48,7 @@ class Feed:
         names=names,
         pack=registry.make('pack', d['pack'])(),
         row_tokens=run.length,
-        lookahead=run.lookahead,
+        lookahead=run.data_lookahead,
         rows_per_step=run.rows,
         seed=run.config['seed'],
         weights=self._first_weights(names, weights, stores),
@@ -66,7 +66,7 @@ class Feed:
           held,
           names=names,
           row_tokens=run.length,
-          lookahead=run.lookahead,
+          lookahead=run.data_lookahead,
           rows_per_step=run.rows,
           most=most,
         ),
@@ -150,6 +150,7 @@ class Feed:
       return False
     if not step:
       self._mixing.begin()  # nothing was seen, also after a rewind to here
+      self._follow()
     return self._mixing.due == step
 
   def held(self) -> Iterator[dict[str, jax.Array]]:
@@ -171,8 +172,12 @@ class Feed:
     row = self.skips.batch(step) * self.run.rows
     found = processes.from_primary(lambda: [scores[f'nll/{n}'] for n in self._plan.names])
     line = self._mixing.look(row, found)
-    self._loader = self._load(self._mixing.plan, self.run.transforms)
+    self._follow()
     return line
+
+  def _follow(self):
+    """Draws by the weights that are in force."""
+    self._loader = self._load(self._mixing.plan, self.run.transforms)
 
   def valid(self) -> Iterator[dict[str, jax.Array]]:
     """The validation set in order, once; at most `config.eval.batches` batches where that is
@@ -221,7 +226,7 @@ class Feed:
       )
     if self._mixing is not None:
       self._mixing.take_up(cursor['mixture'])
-      self._loader = self._load(self._mixing.plan, self.run.transforms)
+      self._follow()
 
   def describe(self) -> str:
     tokens = sum(len(s.tokens) for s in self._plan.stores)

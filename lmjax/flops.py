@@ -73,6 +73,9 @@ def per_token(run: Any) -> Flops:
         for name in s.pattern:
           layer = p.model.block(name)(parent=None)
           a, b = layer.mixing_flops(p.model.width, max(1, round(keys * p.length)), source)
+          if p.beside:
+            before, _ = layer.mixing_flops(p.model.width, p.beside, source)
+            a, b = a + before, b + before
           full, causal = full + a * queries * p.share, causal + b * queries * p.share
   more = steps / run.length  # tokens of the model for one of the data
   return Flops(matrices * more, full * more, causal * more)

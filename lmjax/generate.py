@@ -5,9 +5,10 @@ Prompts are padded on the left with segment 0, so that all rows end in the same 
 of a row's first real token is 0. All but the last token of each prompt go through `prefill`; the
 loop feeds the last one and what follows. An encoder reads its source there, once; a prefix that all
 may see goes through it whole, and the loop feeds its last token again. A row gives the same alone
-and in any batch: rows share no key. Shapes are rounded up (rows and prompts to powers of two, new
-tokens to a multiple of 64), so that few programs are compiled, once for each architecture in a
-process.
+and in any batch, since rows share no key, unless the model takes scales or outliers from all rows
+of a product, as matrices in int8 activations do (`models/linears/int8.py`). Shapes are rounded up
+(rows and prompts to powers of two, new tokens to a multiple of 64), so that few programs are
+compiled, once for each architecture in a process.
 
 Axes: B rows, P prompt columns, T new tokens.
 """

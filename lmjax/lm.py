@@ -134,7 +134,16 @@ class LM:
     return dict(length=self.length, prefix=self.prefix_name + ('+' if self.bos else ''), **asked)
 
   def require_likelihoods(self):
-    """Raises kinds.Unsupported, naming the mixer, for a model that looks ahead."""
+    """Raises kinds.Unsupported for a model that looks ahead, naming the mixer, and for one that
+    never learnt to go on from a text.
+    """
+    self._require_causal()
+    try:
+      self.prompts.prompt([0])
+    except ValueError as e:
+      raise kinds.Unsupported(str(e)) from e
+
+  def _require_causal(self):
     self.architecture.model.require(
       'causal', 'looks ahead: evals by log-likelihood need a causal model'
     )
@@ -224,14 +233,17 @@ class LM:
     self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = ()
   ) -> list[str]:
     """Greedy text after each prompt, ended before the first of `stop`, at eos, or after max_tokens.
-    Prompts are cut from the left.
+    Prompts are cut from the left; an empty one is the prefix. Raises ValueError where that is none.
     """
     if not 1 <= max_tokens < self.length:
       raise ValueError(
         f'max_tokens={max_tokens}: from 1 to {self.length - 1} is expected, below the model length'
       )
     room = self.length - max_tokens
-    ids = [prompts_lib.prompt_ids(self.tokenizer, p, self.bos)[-room:] for p in prompts]
+    ids = [[int(i) for i in self.tokenizer.encode(p)] for p in prompts]
+    ids = [(self._front(x) + x)[-room:] for x in ids]
+    if not all(ids):
+      raise ValueError('a prompt is empty, and no token stands before a text that has no context')
     out: list[str] = [''] * len(ids)
     rows = padding.power_of_two(max(1, self.batch_tokens // self.length))
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -264,7 +276,7 @@ class LM:
     self, windows: Sequence[Window], owners: int
   ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Scores of each owner's windows, joined in their order."""
-    self.require_likelihoods()
+    self._require_causal()
     logp = [np.zeros(0)] * len(windows)
     right = [np.zeros(0, bool)] * len(windows)
     buckets: dict[tuple[int, int], list[int]] = {}

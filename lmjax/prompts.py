@@ -24,8 +24,12 @@ class Prompts:
   name: str | None = None
 
   def ids(self, text: str) -> list[int]:
-    """The ids of a user's text."""
-    return prompt_ids(self.tokenizer, text, self.bos, encode=getattr(self.task, 'encode', None))
+    """The ids of a user's text. An empty one begins with a token of its own only where there is no
+    task, or its rows had that token: else `prompt` refuses it.
+    """
+    if self.task is None or self.bos:
+      return prompt_ids(self.tokenizer, text, self.bos, encode=getattr(self.task, 'encode', None))
+    return [int(i) for i in self.task.encode(text)]
 
   def prompt(self, ids: Sequence[int]) -> kinds.Prompt:
     """What the model reads to go on from these ids. Raises ValueError where it never learnt to."""

@@ -97,7 +97,9 @@ def quantize(
     raise ValueError(f'--rows={rows}: at least 0 is expected')
   if part.fact('calibration') and not rows:
     raise ValueError(f'--rows=0: {method} needs calibration rows, at least 1 is expected')
-  run, params, vars, step = restore.load(source, allow_code=allow_code)
+  trained = restore.resolved(source, allow_code=allow_code)
+  run = used_run(trained)
+  params, vars, step = restore.best(run, source, restore.run_memory(trained))
   _layers.matrices(run, params)
   new = build_lib.build(quantized_config(run.config, part().linear))
   path, calibrating = rundir.local(source), calibration_run(run, data)
@@ -134,6 +136,23 @@ def check_free(path: pathlib.Path) -> None:
     raise ValueError(f'--out={path}: the directory is not empty; nothing is overwritten')
 
 
+def used_run(trained: dict[str, Any]) -> build_lib.Run:
+  """The run of a config with the objective that it is used by (fact `used_as`): what only training
+  needs, such as another run's variables, has no place in a quantized model. Raises ValueError where
+  the variables are not those of one network.
+  """
+  c = copy.deepcopy(trained)
+  inner = registry.make('objective', c['objective']).fact('used_as')
+  c['objective'] = c['objective'] if inner is None else str(inner)
+  run = build_lib.build(c)
+  if hasattr(run.objective, 'variables'):
+    raise ValueError(
+      f'config.objective={c["objective"]!r} trains several networks; a run of one network is '
+      'expected, such as one that began from this by a surgery (--list surgery)'
+    )
+  return run
+
+
 def quantized_config(config: dict[str, Any], linear: str) -> dict[str, Any]:
   """The config of the quantized model. It is not trained: what would train it is the default, since
   an optimizer may ask for matrices that are there no more.
@@ -150,15 +169,17 @@ def quantized_config(config: dict[str, Any], linear: str) -> dict[str, Any]:
 
 
 def calibration_run(run: build_lib.Run, data: str) -> build_lib.Run:
-  """The run with another source of training rows. Raises ValueError where it is the validation
-  set.
+  """The run with another source of training rows, and with constant weights of the sources, by
+  which any number of rows is drawn. Raises ValueError where it is the validation set.
   """
-  if not data:
+  follows = registry.make('mixture', run.config['data']['mixture']).fact('needs')
+  if not data and not follows:
     return run
   c = copy.deepcopy(run.config)
-  c['data']['train'] = data
+  c['data']['train'] = data or c['data']['train']
+  c['data']['mixture'] = config_lib.default()['data']['mixture']
   made = build_lib.build(config_lib.resolve(c))
-  if made.config['data']['train'] == made.config['data']['valid']:
+  if data and made.config['data']['train'] == made.config['data']['valid']:
     raise ValueError(
       f'--data={data}: this is config.data.valid, which is scored; other text is expected'
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Iterator
+from typing import Any, Collection, Iterator
 
 import jax
 
@@ -139,14 +139,21 @@ def begun_from(run: build_lib.Run) -> str:
 
 def begin(run: build_lib.Run, state: Any) -> Any:
   """This run's first state with the variables of another run's best-known checkpoint, placed like
-  its own; through a surgery, where `config.init_from` names one, else shapes must agree.
+  its own; through a surgery, where `config.init_from` names one, else shapes must agree, and what
+  the objective remembers of a run begins anew.
   """
   part, source = config_lib.surgery(run.config['init_from']), begun_from(run)
   where, full = f'config.init_from={run.config["init_from"]}', abstract_state(run)
   reader, step = find_checkpoint(source, 'config.init_from: ')
+  if part is None:
+    check_prescribed(run, source, where)
   found = reader.restore_params(step, only=('params', 'vars'))
   if part is None:
-    return state.replace(**fitted(found, dict(params=full.params, vars=full.vars), where))
+    own = run_memory(run.config)
+    vars = {k: v for k, v in full.vars.items() if k not in own}
+    taken = dict(found, vars=carried(found['vars'], vars, source, where))
+    made = fitted(taken, dict(params=full.params, vars=vars), where)
+    return state.replace(params=made['params'], vars={**state.vars, **made['vars']})
   theirs = built(source)
   stage = lambda r, params, vars: kinds.Stage(
     r.config, r.model, r.network, dict(params=params, **vars), r.facts
@@ -165,6 +172,46 @@ def begin(run: build_lib.Run, state: Any) -> Any:
   made = fitted(found, dict(params=full.params, vars=full.vars), where)
   put = lambda a, like: jax.device_put(a.astype(like.dtype), like.sharding)
   return state.replace(**made, opt=jax.tree.map(put, opt, full.opt))
+
+
+def run_memory(config: dict[str, Any]) -> set[str]:
+  """Collections of variables that are of one run alone, by its objective's facts."""
+  part = registry.make('objective', config['objective'])
+  return {*part.fact('memory'), *part.fact('holds')}
+
+
+def carried(found: dict, like: dict, source: str, where: str) -> dict[str, Any]:
+  """The collections of `found` that this run has, like `like`. Raises ValueError naming one that
+  only one of the two runs has, but for what is the other objective's memory.
+  """
+  config = _read(source)
+  known = config is not None and not specs.outside(config['objective'])
+  theirs = run_memory(config) if known else set()
+  filled = lambda tree: {k for k, v in tree.items() if jax.tree.leaves(v)}
+  for name in sorted((filled(found) ^ filled(like)) - theirs):
+    here, there = ('no', 'a') if name in found else ('a', 'no')
+    raise ValueError(
+      f'{where}: it has {there} collection {name!r} of variables and this config makes {here} such '
+      'one; a run of the same config.model is expected, or a surgery (--list surgery)'
+    )
+  return {k: found.get(k, {}) for k in like}
+
+
+def check_prescribed(run: build_lib.Run, source: str, where: str):
+  """Raises ValueError where variables of the other run were made by other arguments than this
+  run's, of which their shapes say nothing (fact `prescribes` of the linear part).
+  """
+  ours, config = run.model.scheme.linear, _read(source)
+  spec = None if config is None else config['model']['linear']
+  if spec is None or specs.call(spec).name != ours.name:
+    return
+  theirs = dict(registry.make('linear', spec).args)
+  for key, value in ours.args:
+    if key in ours.fact('prescribes') and theirs[key] != value:
+      raise ValueError(
+        f'{where}: its variables were made by config.model.linear.{ours.name}.{key}='
+        f'{theirs[key]!r}, this config says {value!r}; {theirs[key]!r} is expected'
+      )
 
 
 def with_held(run: build_lib.Run, state: Any) -> Any:
@@ -218,11 +265,22 @@ def built(source: str) -> build_lib.Run:
 
 def config_of(source: str) -> dict[str, Any]:
   """The resolved config of a run directory, or of one of its checkpoints. Raises ValueError."""
-  path = pathlib.Path(source).expanduser().resolve()
-  folder = next((p for p in (path, *path.parents[:2]) if (p / 'config.json').is_file()), path)
+  folder = _folder(source)
   config = rundir.read_config(folder)
   config_lib.refuse_code(config, f'{folder}/config.json')
   return config_lib.resolve(config)
+
+
+def _folder(source: str) -> pathlib.Path:
+  """The run directory that a checkpoint lies in; the path itself where there is none."""
+  path = pathlib.Path(source).expanduser().resolve()
+  return next((p for p in (path, *path.parents[:2]) if (p / 'config.json').is_file()), path)
+
+
+def _read(source: str) -> dict[str, Any] | None:
+  """The config of a run directory or checkpoint as it was written, None where it lies alone."""
+  folder = _folder(source)
+  return rundir.read_config(folder) if (folder / 'config.json').is_file() else None
 
 
 def fitted(found: dict, like: dict, where: str) -> dict[str, Any]:
@@ -275,13 +333,26 @@ def load(workdir: Any, *, allow_code: bool = False) -> tuple[build_lib.Run, Any,
 
   The directory may come from anywhere: code that its config names is not imported unless allowed.
   """
+  run = build_lib.build(resolved(workdir, allow_code=allow_code))
+  return run, *best(run, workdir)
+
+
+def resolved(workdir: Any, *, allow_code: bool = False) -> dict[str, Any]:
+  """The config of a run directory, whose code is not imported unless allowed. Raises ValueError."""
   config = rundir.read_config(workdir)
   if not allow_code:
     config_lib.refuse_code(config, f'{workdir}/config.json')
-  run = build_lib.build(config_lib.resolve(config))
+  return config_lib.resolve(config)
+
+
+def best(run: build_lib.Run, workdir: Any, without: Collection[str] = ()) -> tuple[Any, Any, int]:
+  """(params, vars, step) of a run directory's best checkpoint, on one device, but for collections
+  of variables that the caller has no use for.
+  """
   reader, step = find_checkpoint(workdir)
   found = reader.restore_params(step, only=('params', 'vars'))
+  found['vars'] = {k: v for k, v in found['vars'].items() if k not in without}
   vars = {k: v for k, v in run.shapes.items() if k != 'params'}
   like = dict(params=run.shapes['params'], vars=vars)
   out = fitted(found, like, f'{workdir}, checkpoint of step {step}')
-  return run, out['params'], out['vars'], step
+  return out['params'], out['vars'], step

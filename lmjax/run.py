@@ -64,7 +64,6 @@ def train(
     run = build_lib.build(resolved)
     checks.trained(run)
     if asked:  # ... nor is a model that cannot be asked.
-      config_lib.named('eval.tasks', lambda: prompts.of(run).prompt([0]))
       config_lib.named('eval.tasks', lambda: suit(asked, language_model(run, {}, {})))
     mesh = build_lib.mesh(resolved)
     checks.devices(run, mesh)

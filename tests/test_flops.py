@@ -66,11 +66,11 @@ def test_encoders_count_by_their_own_tokens():
   found, d = flops.per_token(run), 128
   e, t = run.fields['encoder_tokens'].shape[0], run.fields['tokens'].shape[0] - 1
   layer = 12 * d * d
-  crossed = 2 * layer + 2 * 4 * d * d  # k and v of the memory are counted with the decoder's tokens
-  want = 2 * (e * 2 * layer + t * (crossed + 300 * d)) / 128
-  assert found.matrices == pytest.approx(want)
-  pairs = 2 * 4 * d * (e * e + t * t + t * e) / 128
-  assert found.mixing_full == pytest.approx(pairs)
+  own = e * 2 * layer + t * (2 * layer + 2 * 2 * d * d + 300 * d)
+  memory = e * 2 * 2 * d * d  # keys and values that cross-attention makes of each token read
+  pairs = 2 * 4 * d * (e * e + t * t + t * e)
+  assert e != t
+  assert found.matrices + found.mixing_full == pytest.approx((2 * (own + memory) + pairs) / 128)
 
 
 def test_prefixes_count_by_the_tokens_that_the_model_sees():

@@ -190,6 +190,11 @@ def test_a_task_without_its_file_is_told_before_training(tmp_path, capsys):
       'glue_finetuning(tasks="rte", path="{}")',
       'glue_finetuning: .*takes a model of one stack',
     ),
+    (
+      'ul2_tiny:causal',
+      'glue_finetuning(tasks="rte", path="{}")',
+      'glue_finetuning: rows of sentences are plain text, which a model .* ul2 never saw',
+    ),
   ],
 )
 def test_a_model_that_an_eval_cannot_score_is_told_before_training(

@@ -355,6 +355,18 @@ def test_what_cannot_be_sampled_is_said_and_does_not_end_a_run(capsys):
   assert 'the weight of S is 0' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_an_empty_prompt_is_refused_where_no_row_has_a_bos(form):
+  own = run(form), variables(form)
+  assert prompts.of(run(form)).ids('') == [] and run(form).tokenizer.bos is not None
+  with pytest.raises(ValueError, match='ul2: the prompt is empty'):
+    generate.sample_texts(*own, [''], max_tokens=4)
+  with_bos = dataclasses.replace(
+    run(form), config=run(form).config | dict(data=run(form).config['data'] | dict(bos=True))
+  )
+  assert prompts.of(with_bos).ids('') == [run(form).tokenizer.bos]
+
+
 def test_tasks_for_a_model_that_never_went_on_are_refused_before_training(tmp_path):
   (tmp_path / 't.txt').write_text('text\n')
   changes = [
@@ -367,6 +379,15 @@ def test_tasks_for_a_model_that_never_went_on_are_refused_before_training(tmp_pa
   with pytest.raises(ValueError, match='eval.tasks.*the weight of S is 0'):
     run_lib.train(resolved, str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_that_fills_holes_alone_has_no_likelihood_of_texts():
+  spans = 'ul2(form="causal", weights=(1, 0, 0, 0, 0, 0, 0))'
+  only = made('causal', ('data.transforms', spans))
+  lm = run_lib.language_model(only, {}, {})
+  with pytest.raises(kinds.Unsupported, match='the weight of S is 0'):
+    lm.require_likelihoods()
+  model('causal').require_likelihoods()
 
 
 def test_a_classifier_takes_one_stack():

@@ -7,7 +7,7 @@ One decoder, byte by byte, on the bundled text; tasks in UL2's `causal` form, so
 one architecture. 400 steps of each, then 100 of next-token prediction with a fresh optimizer, whose
 held-out loss is compared. UL2's claim is to be the best objective on the average of tasks and as
 good as the specialist on each (arXiv:2205.05131); on this one task, whose specialist is `clm`, it
-must be no worse than 0.03 nats, with the same tokens and a fourth of them predicted. `spans` is the
+must be no worse than 0.03 nats, with the same tokens and a third of them predicted. `spans` is the
 regular denoiser (T5's), `prefix` the sequential one; neither has a claim.
 """
 

@@ -11,9 +11,10 @@ over three rates. All arms take the same steps; parameters, state and FLOPs diff
                against 34.06 perplexity (60M) to 19.42 against 18.80 (350M), so no worse than 0.03
                nats. Beyond that: between low_rank and dense
   structured   feed-forward with 31% of its parameters, low_rank; no claim: what guiding must beat
-  guided       the same, guided for half of the steps ("fixedstep": about 25% more FLOPs in the
-               feed-forward matrices than its `structured` at the end). Its authors: +0.4 perplexity
-               at 1.3B, so no worse than 0.03 nats. Beyond that: better than structured
+  guided       the same, guided in all passes of half of the steps: on average half of a full
+               feed-forward's matrices more, 2.6 times those of `structured` in all. Its authors:
+               +0.4 perplexity at 1.3B, so no worse than 0.03 nats. Beyond that: better than
+               structured
   spdf_50, 75  half and three quarters of the entries pruned. Its authors claim no loss behind dense
                fine-tuning, nothing of the pre-training loss that is compared here: no claim
 """

@@ -1,4 +1,4 @@
-"""Layer norm and power norm against rms norm, on the bundled text.
+"""Rms norm and power norm against layer norm, on the bundled text.
 
   python -m lmjax.experiment run experiments/norms --scale=cpu
 
@@ -43,9 +43,9 @@ def get_experiment():
     source='Claims: arXiv:2003.07845 (of perplexities, against layer norm), arXiv:1910.07467.',
     base='quickstart',
     fields=('model.blocks.*.norm', 'model.final_norm', 'peak_lr'),
-    baseline=arm('rms_norm', 'rms_norm()'),
+    baseline=arm('layer_norm', 'layer_norm()'),
     treatments=(
-      arm('layer_norm', 'layer_norm()', AsGood(0.01)),
+      arm('rms_norm', 'rms_norm()', AsGood(0.01)),
       arm('power_norm', 'power_norm(warmup=100, groups=2)', Better(CLAIM)),
       arm('power_batch', 'power_norm(warmup=100, groups=2, variant="batch")'),
       arm('power_bare', 'power_norm(warmup=100, groups=0)'),

@@ -52,7 +52,7 @@ class LinearAttention(deltanet.Deltanet):
     feature = deltanet.FEATURES[self.feature]
     q, k = (self.unit(feature(convolved(name, self.head_dim))) for name in 'qk')
     v = nn.silu(convolved('v', values))
-    beta_BTH = nn.sigmoid(project('beta').astype(jnp.float32)) * (2.0 if self.negative else 1.0)
+    beta_BTH = self.strength(x_BTD, heads, ctx)
     o_BTHV = attend(q * self.head_dim**-0.5, k, v, beta_BTH, now_BT)
     if self.norm is not None:
       o_BTHV = self.norm(name='norm')(o_BTHV, ctx)

@@ -8,6 +8,7 @@ Axes: B rows, R = B * streams rows of the caches, C tokens of the prompt, N toke
 texts, T new tokens.
 """
 
+import math
 from typing import Any, Sequence
 
 from flax import struct
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 
 from lmjax import kinds
 from lmjax import registry
+
+LEAST = 1e-38  # of a temperature: about the smallest number of float32
 
 
 @struct.dataclass
@@ -117,6 +120,20 @@ def draw(logits_BV, keys_B):
 def keep(logits_BV, mask_BV):
   """Logits where the mask is true, -inf elsewhere."""
   return jnp.where(mask_BV, logits_BV, -jnp.inf)
+
+
+def check_temperature(name: str, t: float, least: float = LEAST) -> None:
+  """Raises ValueError for what logits cannot be divided by."""
+  if not least <= t < math.inf:
+    raise ValueError(f'{name}={t}: a finite temperature of at least {least} is expected')
+
+
+def tempered(logits_BV, t: float):
+  """logits / t less its maximum, so that no t overflows: the maximum is 0 exactly, also on devices
+  that take so small a t for 0.
+  """
+  less_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+  return jnp.where(less_BV == 0, 0.0, less_BV / t)
 
 
 def rule(spec: 'str | registry.Chain | registry.Part') -> Any:

@@ -53,14 +53,12 @@ class ContrastiveDecoding(_base.Rule):
   def check(alpha, amateur_temperature, beam, context, rule):
     if not 0 < alpha <= 1:
       raise ValueError(f'alpha={alpha}: above 0 and at most 1 is expected')
-    if not (amateur_temperature > 0 and math.isfinite(amateur_temperature)):
-      raise ValueError(
-        f'amateur_temperature={amateur_temperature}: a finite temperature above 0 is expected'
-      )
+    # Below it log p_A has no end, and a score above all others says nothing.
+    _base.check_temperature('amateur_temperature', amateur_temperature, least=1e-30)
     if not 1 <= beam <= 1000:
       raise ValueError(f'beam={beam}: from 1 to 1000 texts are expected')
-    if context < 0:
-      raise ValueError(f'context={context}: 0 for all, or a number of tokens, is expected')
+    if not 0 <= context <= 1000:
+      raise ValueError(f'context={context}: 0 for all, or from 1 to 1000 tokens, are expected')
     if rule is not None:
       _base.inner(rule)
       if beam != 1:
@@ -105,7 +103,7 @@ class ContrastiveDecoding(_base.Rule):
   def score(self, likely_RV, amateur_RV):
     """log p_E - log p_A in the head, -inf elsewhere, from log p_E and the amateur's logits."""
     best_R1 = jnp.max(likely_RV, axis=-1, keepdims=True)
-    less_RV = jax.nn.log_softmax(amateur_RV / self.amateur_temperature, axis=-1)
+    less_RV = jax.nn.log_softmax(_base.tempered(amateur_RV, self.amateur_temperature), axis=-1)
     return _base.keep(likely_RV - less_RV, likely_RV >= best_R1 + math.log(self.alpha))
 
   def _grow(self, step_fns, state, score_RV, likely_RV):

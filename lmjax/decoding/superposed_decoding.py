@@ -71,8 +71,7 @@ class SuperposedDecoding(_base.Rule):
         f'alpha={alpha} weighs n-grams: ngrams="PATH" of a file that python -m lmjax.ngrams wrote, '
         'or alpha=0 for none, is expected'
       )
-    if not (temperature > 0 and math.isfinite(temperature)):
-      raise ValueError(f'temperature={temperature}: a finite number above 0 is expected')
+    _base.check_temperature('temperature', temperature)
     if candidates is not None and candidates < k:
       raise ValueError(f'candidates={candidates}: at least k={k} tokens are expected')
     numbers = all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
@@ -83,8 +82,8 @@ class SuperposedDecoding(_base.Rule):
       )
     if not (penalty >= 0 and math.isfinite(penalty)):
       raise ValueError(f'penalty={penalty}: a finite number of at least 0 is expected')
-    if reset < 0:
-      raise ValueError(f'reset={reset}: 0 for never, or a number of tokens, is expected')
+    if not 0 <= reset <= 1000:
+      raise ValueError(f'reset={reset}: 0 for never, or from 1 to 1000 tokens, are expected')
 
   @property
   def tail(self):
@@ -117,7 +116,7 @@ class SuperposedDecoding(_base.Rule):
     logits_BV, cache = step_fns[0].mixed(state.caches[0], own.tail_BKC[:, :, -1], gamma_BK)
     n = min(self.candidates or 3 * self.k, logits_BV.shape[-1])
     top_BN, tokens_BN = jax.lax.top_k(logits_BV.astype(jnp.float32), n)
-    top_BN = _base.keep((top_BN - top_BN[:, :1]) / self.temperature, top_BN > NEVER)
+    top_BN = _base.keep(_base.tempered(top_BN, self.temperature), top_BN > NEVER)
     log_f_BKN = self.scores(jax.nn.log_softmax(top_BN, axis=-1), tokens_BN, own)
     rows, k = own.beams.score_BK.shape
     beams, parents_BK, new_BK = _beams.grow(

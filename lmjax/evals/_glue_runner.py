@@ -1,6 +1,7 @@
 """Runs GLUE's tasks on one model: the choice of lr and batch, the seeds, scores and their names."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -66,50 +67,64 @@ class Runner:
     self._where = _glue_tasks.folder(part.path)
 
   def scores(self) -> list[kinds.Score]:
-    tasks, values, out = named(self._part.tasks), [], []
-    for name, task in tasks.items():
-      found = self._task(name, task)
+    """The average over the tasks that have a score, then every metric."""
+    values, without, out, lost = {}, [], [], 0
+    for name, task in named(self._part.tasks).items():
+      found, diverged = self._task(name, task)
       out += found
-      values.append(sum(s.value for s in found) / len(found))
-    average = self._label(f'average of {"+".join(tasks)}')
-    return [kinds.Score(average, sum(values) / len(values), None), *out]
+      value = sum(s.value for s in found) / len(found)
+      if math.isnan(value):
+        without.append(name)
+      else:
+        values[name], lost = value, lost + diverged
+    average = sum(values.values()) / len(values) if values else math.nan
+    of = f'average of {"+".join(values) or "no task"}'
+    how = dict(diverged=lost or None, without='+'.join(without) or None)
+    label = self._label(of, self._part.seeds if values else 0, **how)
+    return [kinds.Score(label, average, None), *out]
 
-  def _task(self, name: str, task: _glue_tasks.Task) -> list[kinds.Score]:
-    """A score for each metric: the median over seeds."""
+  def _task(self, name: str, task: _glue_tasks.Task) -> tuple[list[kinds.Score], int]:
+    """A score for each metric, the median over the seeds that did not diverge, NaN where all did;
+    and how many did.
+    """
     data = self._data(task)
-    lr, size = self._chosen(name, task, data)
-    runs = [self._one(name, task, data, lr, size, seed) for seed in range(self._part.seeds)]
-    how = dict(train=len(data.train.ids), skipped=data.skipped or None, lr=lr, batch=size)
+    how = dict(n=sum(len(d.ids) for d in data.dev), train=len(data.train.ids))
+    how['skipped'] = data.skipped or None
+    pair, runs, lost = self._chosen(name, task, data), [], 0
+    if pair is None:
+      how['diverged'] = 'every pair'
+    else:
+      tried = [self._one(name, task, data, *pair, seed) for seed in range(self._part.seeds)]
+      runs = [r for r in tried if r is not FAILED]
+      lost = len(tried) - len(runs)
+      how |= dict(lr=pair[0], batch=pair[1], diverged=lost or None)
+    if not runs:
+      progress.say(f'{name}: every training diverged, hence it has no score; give a smaller lr')
+    how['error'] = 'sd of seeds' if len(runs) > 1 else None
     out = []
-    for metric in runs[0].metrics:
+    for metric in metrics_of(task):
       values = [r.metrics[metric] for r in runs]
       spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-      label = self._label(f'{name}/{metric}', n=sum(len(d.ids) for d in data.dev), **how)
-      out.append(kinds.Score(label, float(np.median(values)), spread))
-    return out
+      label = self._label(f'{name}/{metric}', len(runs), **how)
+      out.append(kinds.Score(label, float(np.median(values)) if values else math.nan, spread))
+    return out, lost
 
-  def _chosen(self, name: str, task, data: Data) -> tuple[float, int]:
-    """The pair of lr and batch with the best median score on dev over the tuning seeds."""
+  def _chosen(self, name: str, task, data: Data) -> tuple[float, int] | None:
+    """The pair of lr and batch with the best median score on dev over the tuning seeds; None where
+    all of them diverged.
+    """
     pairs = [(lr, size) for lr in several(self._part.lr) for size in several(self._part.batch)]
     if len(pairs) == 1:
       return pairs[0]
     medians = []
     for lr, size in pairs:
       seeds = range(TUNING, TUNING + self._part.tuning_seeds)
-      tried = [self._tried(name, task, data, lr, size, seed).key for seed in seeds]
+      tried = [self._one(name, task, data, lr, size, seed).key for seed in seeds]
       medians.append(float(np.median(tried)))
-    if max(medians) == -np.inf:
-      raise _finetune.Diverged(f'{name}: the training diverged at every lr; give smaller ones')
-    return pairs[int(np.argmax(medians))]
-
-  def _tried(self, *args) -> Found:
-    try:
-      return self._one(*args)
-    except _finetune.Diverged:
-      return FAILED
+    return None if max(medians) == -np.inf else pairs[int(np.argmax(medians))]
 
   def _one(self, name: str, task, data: Data, lr: float, size: int, seed: int) -> Found:
-    """One fine-tuning. Raises Diverged naming it."""
+    """One fine-tuning, FAILED where it diverged."""
     where = f'{name}, lr={lr}, batch={size}, seed {seed}'
     try:
       found = self._tuner(task).tune(
@@ -120,7 +135,8 @@ class Runner:
         judge=lambda predict: judged(task, [(predict(d.ids), d.labels) for d in data.dev]),
       )
     except _finetune.Diverged as e:
-      raise _finetune.Diverged(f'{where}: {e}') from None
+      progress.say(f'{where}: diverged, {e}')
+      return FAILED
     told = ', '.join(f'{k} {v:.4f}' for k, v in found.metrics.items())
     progress.say(f'{where}: {told} on dev')
     return found
@@ -149,16 +165,15 @@ class Runner:
     labels = np.asarray([e.label for e in examples], np.int32 if task.labels else np.float32)
     return _finetune.Rows([packed(e) for e in examples], labels)
 
-  def _label(self, name: str, **how: Any) -> str:
-    """The name with all that the number depends on."""
+  def _label(self, name: str, seeds: int, **how: Any) -> str:
+    """The name with all that the number depends on; seeds: those it is the median of."""
     p, pairs = self._part, len(several(self._part.lr)) * len(several(self._part.batch))
     back = _classifier.looks_back(self._lm.architecture.model)
     cls, sep = self._marks.names
     usual = {f.name: f.default for f in dataclasses.fields(p)}
     how |= dict(
       split='dev',
-      value=f'median of {p.seeds} seeds' if p.seeds > 1 else 'one seed',
-      error='sd of seeds' if p.seeds > 1 and how else None,
+      value=f'median of {seeds} seeds' if seeds > 1 else ('no seed', 'one seed')[seeds],
       chosen=f'best of {pairs} pairs on dev' if pairs > 1 else None,
       tuning_seeds=p.tuning_seeds if pairs > 1 else None,
       epochs=p.epochs,
@@ -175,13 +190,19 @@ class Runner:
     return _scores.label(name, None, **how)
 
 
+def metrics_of(task: _glue_tasks.Task) -> list[str]:
+  """Names of a task's metrics; with several dev splits that of the split follows the metric's."""
+  return [m + _end(split) for split in task.dev for m in task.metrics]
+
+
+def _end(split: str) -> str:
+  return split.removeprefix('dev')  # '' or '_matched'
+
+
 def judged(task: _glue_tasks.Task, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Found:
-  """The metrics of each dev split's (outputs, labels); with several splits the split's name follows
-  the metric's.
-  """
+  """The metrics of each dev split's (outputs, labels), by the names of `metrics_of`."""
   metrics = {}
   for split, (z, labels) in zip(task.dev, found):
     given = np.argmax(z, axis=1) if task.labels else z[:, 0]
-    end = split.removeprefix('dev')  # '' or '_matched'
-    metrics |= {m + end: _glue_metrics.METRICS[m](given, labels) for m in task.metrics}
+    metrics |= {m + _end(split): _glue_metrics.METRICS[m](given, labels) for m in task.metrics}
   return Found(sum(metrics.values()) / len(metrics), metrics)

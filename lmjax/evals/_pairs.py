@@ -9,6 +9,8 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from lmjax import kinds
+
 SEPARATORS = dict(bert=1, roberta=2)  # between two sentences
 
 
@@ -21,12 +23,12 @@ class Marks(NamedTuple):
 
 
 def marks(tokenizer) -> Marks:
-  """[CLS] is bos and [SEP] is eos; one that is absent is the other. Raises ValueError where both
-  are.
+  """[CLS] is bos and [SEP] is eos; one that is absent is the other. Raises kinds.Unsupported where
+  both are.
   """
   have = {k: i for k in ('bos', 'eos') if (i := getattr(tokenizer, k)) is not None}
   if not have:
-    raise ValueError(
+    raise kinds.Unsupported(
       'the tokenizer has neither a bos nor an eos token to mark where sentences begin and end; one '
       'of them is needed to fine-tune'
     )

@@ -14,7 +14,11 @@ its own, and the pair with the best median task score on dev is taken, the first
 `seeds` other seeds are run with it. A score is their median, and its error their standard
 deviation. The pair, and with keep="best" the epoch, are chosen on dev, so that scores are dev
 scores and a little high; nothing is said of test. A task's score is the mean of its metrics; the
-average is the unweighted mean of the scores of the tasks that were run, and its name lists them.
+average is the unweighted mean of the scores of the tasks that have one, and its name lists them.
+
+A seed whose training diverges is left out, and the score's name counts it (`diverged`). A task of
+which every seed diverges, or in tuning every pair, scores NaN; the average names it as one that it
+is not of (`without`).
 
 Rows are [CLS] a [SEP] b [SEP], [CLS] being the tokenizer's bos and [SEP] its eos, or one for both
 where it has one. A model with a mixer that looks only back is judged by the state of the last
@@ -103,6 +107,13 @@ class GlueFinetuning:
     if not all(hasattr(lm, k) for k in ('architecture', 'variables', 'length')):
       raise kinds.Unsupported('glue_finetuning trains the model, and this one gives no parameters')
     _classifier.check(lm.architecture.model)
+    _pairs.marks(lm.tokenizer)
+    asked = getattr(lm, 'prompts', None)
+    if asked is not None and asked.task is not None:
+      raise kinds.Unsupported(
+        f'rows of sentences are plain text, which a model that learnt from rows of {asked.name} '
+        'never saw; one that was trained on plain text is expected'
+      )
     if self._length(lm) < _pairs.SHORTEST:
       raise kinds.Unsupported(
         f'glue_finetuning: the model sees {lm.length} tokens, at least {_pairs.SHORTEST} are needed'

@@ -20,7 +20,8 @@ class Transform(Protocol):
   `data/fields.py`.
 
   Facts: task = part of the task, hence applied to validation rows too, from the same seed each
-    time; joins = makes one example of all documents of a row.
+    time; joins = makes one example of all documents of a row; its rows have `data.length` tokens,
+    without those that an objective looks ahead to.
   """
 
   def __call__(self, row: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]: ...

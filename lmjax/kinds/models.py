@@ -92,7 +92,11 @@ class Norm(Protocol):
 
 
 class Residual(Protocol):
-  """A Linen module, the layer itself; its fields `mixer`, `ffn`, `norm` build the modules."""
+  """A Linen module, the layer itself; its fields `mixer`, `ffn`, `norm` build the modules.
+
+  Facts: stream = what holds of the carry between layers, 'plain' where nothing does; all blocks of
+    a stack must say the same.
+  """
 
   def __call__(self, carry, ctx: Ctx, cache: Any = None) -> tuple[Any, Any, Aux]: ...
 
@@ -183,7 +187,7 @@ class Pass(NamedTuple):
 
   prefix: where its parameters are. share: tokens that it works on for one of the text. length: of
   its rows. rounds: for a segment that not all tokens go through, the shares of tokens in each round
-  as queries and as keys.
+  as queries and as keys. beside: keys in front of a row, which all of its tokens see.
   """
 
   prefix: tuple[str, ...]
@@ -191,6 +195,7 @@ class Pass(NamedTuple):
   share: float
   length: int
   rounds: Any = types.MappingProxyType({})
+  beside: int = 0
 
 
 class Architecture(Protocol):

@@ -38,9 +38,13 @@ class Objective(Protocol):
   Facts: couples = 'none' (the loss of a batch is the sum over its rows), 'micro' (rows of a
     micro-batch belong together, so that their number is a setting of the method) or 'global';
     lookahead = tokens needed beyond the inputs; causal = the causality demanded of the model, or
-    None; reads = fields of the batch that it cannot do without; holds = {collection: directory of a
-    run}, whose variables become that collection before the first step, to stay as they are; twice =
-    False where its gradient is handed over as a constant, so that there is no second derivative.
+    None; reads = fields of the batch that it cannot do without; weights = whether it honours those
+    that a batch may have; holds = {collection: directory of a run}, whose variables become that
+    collection before the first step, to stay as they are; memory = collections that are what it
+    remembers of this run, and begin anew in a run that begins from it; used_as = the objective, a
+    part, whose loss its own is where train=False and whose variables are all but those of `holds`
+    and `memory`, None for itself; twice = False where its gradient is handed over as a constant, so
+    that there is no second derivative.
 
   Context: sources = names of the sources in the order of `source`; learning_rate = step -> its
     value.
@@ -61,7 +65,7 @@ class Objective(Protocol):
 
   def places(self, batch, rng) -> Any:
     """(inputs, targets_BT, weights_BT), for objectives that do something else at the same places;
-    optional.
+    optional. `of_places` names the arguments that it depends on.
     """
 
 

@@ -52,8 +52,11 @@ class Model:
     return sum(len(s.pattern) * s.repeats for s in self.segments)
 
   def stack(self, name: str) -> 'Model':
-    """This model with one of its further stacks."""
-    return dataclasses.replace(self, segments=dict(self.stacks)[name], stacks=(), encoders=())
+    """This model with one of its further stacks; what is made for the number of layers is made
+    anew.
+    """
+    one = dataclasses.replace(self, segments=dict(self.stacks)[name], stacks=(), encoders=())
+    return one.sized(one.width, one.length)
 
   def sized(self, width: int, length: int) -> 'Model':
     """This model at another width, with rows of another length; what is made for a width, or for

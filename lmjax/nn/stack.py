@@ -34,10 +34,12 @@ class Group(nn.Module):
     return carry, (None if caches is None else tuple(out), tuple(reports))
 
 
-def group(model, cached: bool):
-  """The class of a segment's blocks, recomputed in the backward pass as `model.remat` says."""
+def group(model, cached: bool, looped: bool):
+  """The class of a segment's blocks, recomputed in the backward pass as `model.remat` says. Outside
+  of a loop the compiler must be kept from joining what is computed twice.
+  """
   on, policy = remat_lib.policy(model.remat)
-  return nn.remat(Group, policy=policy, prevent_cse=False) if on and not cached else Group
+  return nn.remat(Group, policy=policy, prevent_cse=not looped) if on and not cached else Group
 
 
 def segment(model, n: int, carry, cache, offset: int, ctx):
@@ -46,7 +48,7 @@ def segment(model, n: int, carry, cache, offset: int, ctx):
   """
   s, each = model.segments[n], {'vars': 0, 'backward': 0}  # what every repeat has for itself
   lifted = nn.scan(
-    group(model, cache is not None),
+    group(model, cache is not None, looped=model.unroll < s.repeats),
     variable_axes=each if s.shared else {'params': 0, **each},
     variable_broadcast='params' if s.shared else False,
     split_rngs={'params': not s.shared, 'dropout': True},

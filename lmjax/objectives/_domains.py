@@ -3,9 +3,10 @@
 Their memory is the collection `domains` of the variables, so that it moves with the updates that
 are made and is in every checkpoint:
   alpha   float32 (m,), weights of sum 1
-  mean    float32 (m,), their average over all steps, which is what a proxy run is for
-  count   int32, steps
-The order is that of config.data.train.
+  mean    float32 (m,), their average over all updates, which is what a proxy run is for
+  count   int32, updates made
+It is of one run (fact `memory`): one that begins from another run's parameters averages its own
+steps alone. The order is that of config.data.train.
 """
 
 from typing import Any, Mapping, Sequence

@@ -30,6 +30,8 @@ class Clm:
   z_loss: float = 0.0
   label_smoothing: float = 0.0
 
+  of_places = ()
+
   @staticmethod
   def check(z_loss, label_smoothing):
     if z_loss < 0:

@@ -3,13 +3,15 @@
   g_j = gradient of the loss of source j's rows, h_i = that of rows of source i held out
   W_j = <g_j, g_target>,  g_target = mean_i h_i, or h_t of one `target`
   step_j = min(max(lr W_j / (mean_j |g_j| + 1e-6), 0), most lr)
-  log a_j <- log a_j + step_j / mu, normalised            lr: the step's learning rate
+  log a_j <- log a_j + step_j / mu, normalised            lr: the learning rate
   parameters move along sum_j a_j g_j                     with the new a
 
 In W each g_j and h_i is first scaled down to the norm `clip`, over all parameters together; what
-the model learns from is not. Losses are means over the tokens of a source's rows. A source that the
-batch lacks, and a target that it lacks, give 0. Fan et al., 2023 (arXiv:2310.15393); the scaling,
-the bounds and mu are those of the released code (clip 1, most 5, mu 0.1).
+the model learns from is not, while the released code moves the model along the scaled g_j as well.
+Losses are means over the tokens of a source's rows. A source that the batch lacks, and a target
+that it lacks, give 0. Fan et al., 2023 (arXiv:2310.15393); the scaling in W, the bounds and mu are
+those of the released code (clip 1, most 5, mu 0.1). lr is the schedule's at the number of updates
+made so far, which is behind the step's where updates were refused.
 
 One in `one_in` rows of each source is held out for h and not learnt from, so that the target is not
 what the step has seen. `target` is a source; with `out_of_domain` nothing is learnt from it and it
@@ -42,6 +44,9 @@ from lmjax.registry import nearest, Part, register
   lookahead=lambda args: args['inner'].fact('lookahead'),
   causal=lambda args: args['inner'].fact('causal'),
   reads=lambda args: ('source', *args['inner'].fact('reads')),
+  weights=lambda args: args['inner'].fact('weights'),
+  memory=(_domains.OWN,),
+  used_as=lambda args: args['inner'],
   twice=False,
 )
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,9 @@ REFERENCE = 'reference'
   lookahead=lambda args: args['inner'].fact('lookahead'),
   causal=lambda args: args['inner'].fact('causal'),
   reads=lambda args: ('source', *args['inner'].fact('reads')),
+  weights=lambda args: args['inner'].fact('weights'),
+  memory=(_domains.OWN,),
+  used_as=lambda args: args['inner'],
   holds=lambda args: {REFERENCE: args['reference']},
 )
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ from lmjax.objectives import _electra_variants as _variants
 from lmjax.registry import register
 
 
-@register('objective', causal=False)
+@register('objective', causal=False, weights=False)
 @dataclasses.dataclass(frozen=True)
 class Electra:
   """Masked language modelling by a generator, detection of its replacements by the model."""
@@ -184,7 +184,7 @@ class Electra:
       hidden_BK = taken_BK & (jax.random.uniform(hide, taken_BK.shape) < self.mask)
       masked_BT = overwritten(tokens_BT, places_BK, hidden_BK, self.tokenizer.mask)
       (out, found), vars = run(vars, drop[0], 'generate', masked_BT, places_BK, ctx)
-      (z_BKV, critic_BK), aux = out, [found]
+      (z_BKV, critic_BK), aux = out, [_of_generator(found)]
       nll_BK, right_BK = losses.likelihood(z_BKV, original_BK)
       drawn_BK = _common.gumbel_max(z_BKV / self.temperature, fill)
     fake_BT = overwritten(tokens_BT, places_BK, taken_BK, drawn_BK)
@@ -253,6 +253,12 @@ class Electra:
     """Both networks: the generator over all tokens, its head at the places alone."""
     del source
     return _variants.passes(self.pair, steps, self.most(steps) / steps)
+
+
+def _of_generator(aux):
+  """Reports under names that are not the model's."""
+  place = lambda k: f'loss/generator/{k[5:]}' if k.startswith('loss/') else f'generator/{k}'
+  return {place(k): v for k, v in aux.items()}
 
 
 def row_mean(x_BN, where_BN):

@@ -40,6 +40,7 @@ from lmjax.registry import Part, register
 @register(
   'objective',
   couples='micro',
+  reads=lambda args: args['inner'].fact('reads'),
   lookahead=lambda args: args['inner'].fact('lookahead'),
   causal=lambda args: args['inner'].fact('causal'),
 )
@@ -61,6 +62,14 @@ class HeadlessCwt:
         f'inner={inner}: an objective that says which places carry which targets is expected, such '
         'as clm() or mlm()'
       )
+    ignored = sorted(
+      k for k, v in inner.args if k not in inner.obj.of_places and v != usual(inner, k)
+    )
+    if ignored:
+      raise ValueError(
+        f'inner={inner}: its places and targets are taken, not its loss, so that {ignored[0]} '
+        'would do nothing; leave it out'
+      )
 
   def __post_init__(self):
     m = self.model.model
@@ -68,6 +77,11 @@ class HeadlessCwt:
       raise kinds.Unsupported(
         f'objective headless_cwt: config.model.embed={m.embed} has an output matrix, which nothing '
         'would train; tied() is expected'
+      )
+    if m.embed.fact('size') is not None or dict(m.embed.args).get('bias'):
+      raise kinds.Unsupported(
+        f'objective headless_cwt: config.model.embed={m.embed}: a bias would not be trained, and a '
+        'table that is narrower than the model would be multiplied out; tied() is expected'
       )
     if m.cap is not None or m.scheme.init.logit_scale() != 1:
       raise kinds.Unsupported(
@@ -88,6 +102,11 @@ class HeadlessCwt:
     weight = jnp.sum(w_BT)
     metrics = dict(contrast=(total, weight), accuracy=(hits, weight))
     return _common.with_aux(total, weight, metrics, outputs, vars, None)
+
+
+def usual(part: Part, key: str):
+  """The default of a part's argument."""
+  return getattr(part.obj, key, None)
 
 
 def contrast(h_BTD, e_BTD, targets_BT, w_BT, block: int):

@@ -28,6 +28,8 @@ class Mlm:
   mask: float = 0.8
   random: float = 0.1
 
+  of_places = ('rate', 'mask', 'random')
+
   @staticmethod
   def check(rate, mask, random):
     if not 0 < rate < 1:

@@ -4,9 +4,10 @@
   for j = 1 ... I:  q_j = round(w_j);  e = (w_j - q_j) / U_jj;  w_k -= e U_jk for k > j
 
 for each output alone, all outputs at once, W as (O, I). Inputs that are always 0 have no say: their
-H_jj is set to 1 and their column to 0. Updates of columns beyond a block of `block` are made once a
-block, which changes nothing but the time. A group's scale is that of its columns when its first one
-is met, updated by all before; without groups it is that of the matrix as it was given.
+H_jj is set to 1 and their column to 0, before scales are fitted, so that it widens none. Updates of
+columns beyond a block of `block` are made once a block, which changes nothing but the time. A
+group's scale is that of its columns when its first one is met, updated by all before; without
+groups it is that of the matrix as it was given.
 
 `act_order` takes columns by descending H_jj. Groups stay neighbours in the given order, so that no
 index is stored, and have the scales of the matrix as it was given.

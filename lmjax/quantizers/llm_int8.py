@@ -7,9 +7,11 @@ Weights are rounded once, with no data and no gradients; applied to the matrices
 feed-forward, not to attention itself, norms, embeddings and the head. `tau=None` with scaling =
 'vector', 'row', 'tensor' or 'zeropoint' are the plain methods that it is compared with.
 
-`keep` is not in the paper: so many rows of each matrix stay in float16 beside their codes, those of
-the inputs that were largest on calibration rows and reached tau. An outlier feature may have
-weights that are small beside the others of its output, which int8 rounds away.
+The paper multiplies the outlier features with 16-bit weights. Here those are W8 s_w, unless `keep`
+says otherwise: so many rows of each matrix stay in float16 beside their codes, those of the inputs
+that were largest on calibration rows and reached tau. What is not the paper's is that calibration
+chooses them, ahead of time. It matters where an outlier feature has weights that are small beside
+the others of its output, which int8 rounds away: experiments/quantization, planted outliers.
 
 The command tells the emergent outlier features: |x| >= 6 in at least a quarter of the layers and at
 6 % of the positions. Dettmers et al., 2022 (arXiv:2208.07339).
@@ -39,8 +41,8 @@ class LlmInt8:
   def check(tau, keep, **_):
     if tau is not None and tau < 0:
       raise ValueError(f'tau={tau}: at least 0, or None for no outliers, is expected')
-    if keep < 0 or keep and tau is None:
-      raise ValueError(f'keep={keep}: at least 0, and 0 where tau=None, is expected')
+    if not 0 <= keep <= 1000 or keep and tau is None:
+      raise ValueError(f'keep={keep}: from 0 to 1000 rows, and 0 where tau=None, are expected')
 
   @property
   def linear(self) -> str:

@@ -16,13 +16,7 @@ def check(old, new):
       raise ValueError(f'{where} is {_word(a)} there and {_word(b)} here: {LIKE}')
   _constants(old, new)
   _layers(old.model, new.model)
-  fingerprint = lambda stage: build_lib.tokenizer(stage.config).fingerprint()
-  if old.model.vocab != new.model.vocab or fingerprint(old) != fingerprint(new):
-    raise ValueError(
-      f'config.data.tokenizer={old.config["data"]["tokenizer"]!r} there has {old.model.vocab} ids '
-      f'and {new.config["data"]["tokenizer"]!r} here {new.model.vocab}: the same vocabulary is '
-      'expected'
-    )
+  same_vocabulary(old, new)
   for stage, where in ((old, 'there'), (new, 'here')):
     for name, tree in stage.variables.items():
       if name != 'params' and jax.tree.leaves(tree):
@@ -30,6 +24,17 @@ def check(old, new):
           f'the model {where} has variables beside its parameters ({name}), and how they grow is '
           'not known: parts without masks and running statistics are expected'
         )
+
+
+def same_vocabulary(old, new):
+  """Raises ValueError where two stages do not read the same tokens."""
+  fingerprint = lambda stage: build_lib.tokenizer(stage.config).fingerprint()
+  if old.model.vocab != new.model.vocab or fingerprint(old) != fingerprint(new):
+    raise ValueError(
+      f'config.data.tokenizer={old.config["data"]["tokenizer"]!r} there has {old.model.vocab} ids '
+      f'and {new.config["data"]["tokenizer"]!r} here {new.model.vocab}: the same vocabulary is '
+      'expected'
+    )
 
 
 LIKE = 'models that differ in width, hidden units and numbers of heads and layers are expected'
@@ -99,7 +104,7 @@ def _layers(a, b):
     kinds = lambda found: [(s.pattern, s.shared) for s in found]
     if kinds(ours) != kinds(theirs):
       raise ValueError(
-        f'the layers are {_stack(ours)} there and {_stack(theirs)} here: the same kinds of layers '
+        f'the layers are {stack(ours)} there and {stack(theirs)} here: the same kinds of layers '
         'in the same order are expected'
       )
     repeats = [[s.repeats for s in found] for found in (ours, theirs)]
@@ -107,16 +112,16 @@ def _layers(a, b):
       continue
     if name or len(ours) > 1:
       raise ValueError(
-        f'the layers are {_stack(ours)} there and {_stack(theirs)} here: only a stack of one '
+        f'the layers are {stack(ours)} there and {stack(theirs)} here: only a stack of one '
         'segment can grow in depth'
       )
     if repeats[0] > repeats[1]:
       raise ValueError(
-        f'{_stack(ours)} layers there and {_stack(theirs)} here: at least as many are expected'
+        f'{stack(ours)} layers there and {stack(theirs)} here: at least as many are expected'
       )
 
 
-def _stack(segments) -> str:
+def stack(segments) -> str:
   text = lambda s: f'{"shared" if s.shared else ""}({", ".join(s.pattern)})*{s.repeats}'
   return ' + '.join(map(text, segments))
 

@@ -332,7 +332,7 @@ def deltanet(x, p, a, see, positions):
 
   q, k = unit(feature(convolved('q'))), unit(feature(convolved('k')))
   v = silu(convolved('v'))
-  beta = (2 if a['negative'] else 1) / (1 + np.exp(-x @ p['beta']['kernel']))
+  beta = (2 if a['negative'] else 1) / (1 + np.exp(-x @ p['beta']))
   o = np.zeros_like(v)
   for h in range(heads):
     for t in np.flatnonzero(see.any(1)):

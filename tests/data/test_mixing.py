@@ -557,18 +557,34 @@ class Poisoned(clm.Clm):
     return out._replace(sum=out.sum + jnp.where(bad, jnp.nan, 0.0))
 
 
+SKILLS = 'skill_it(graph="{}", eta=3.0, update_steps=1, rows=8)'
+
+
 @SLOW
-@pytest.mark.parametrize('poison, seed, skip, first', [('~ a cat', 5, 40, 10), ('~ ' * 8, 0, 6, 0)])
-def test_a_rewind_goes_back_to_the_weights_of_then(tmp_path, capsys, poison, seed, skip, first):
-  """Behind looks that are undone, or to the first step; the same as leaving those batches out from
-  the start.
+@pytest.mark.parametrize(
+  'poison, seed, skip, first, policy',
+  [
+    ('~ a cat', 5, 40, 10, AIOLI),
+    ('~ ' * 8, 0, 6, 0, AIOLI),
+    ('~ ' * 8, 0, 6, 0, SKILLS),
+  ],
+)
+def test_a_rewind_goes_back_to_the_weights_of_then(
+  tmp_path, capsys, poison, seed, skip, first, policy
+):
+  """Behind looks that are undone, or to the first step, where losses are looked at or not; the same
+  as leaving those batches out from the start.
   """
   data = unweighted(_runs.texts(tmp_path, poison=poison))
+  named = {n: str(call) for n, call in sources(data).items()}
+  graph = graph_file(tmp_path, [[0.0, 0.9, 0.1], [0.2, 0.0, 0.0], [0.5, 0.0, 0.0]], named)
   how = dict(objective='test_mixing:Poisoned()', checkpoint_every=1, bad_steps__limit=1, steps=20)
+  how |= dict(data__mixture=policy.format(graph))
   back = dict(bad_steps__rewind=3, bad_steps__skip=skip)
   assert run(tmp_path / 'one', data, seed=seed, **how, **back) == 0
   said = capsys.readouterr().err
   assert f'rewind to step {first} after' in said, 'the poison was met'
+  assert first or 'up to step 1' not in said, 'weights had changed by then'
   made = json.loads((tmp_path / 'one/skips.json').read_text())
   flag = '--skip_batches=' + ', '.join(f'{e["start"]}:{e["stop"]}' for e in made)
   assert run(tmp_path / 'two', data, flag, seed=seed, **how) == 0

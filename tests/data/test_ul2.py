@@ -1,10 +1,13 @@
 """UL2: sizes of its tasks, conservation of tokens, one draw in three forms, and a run of each."""
 
+import collections
+
 import numpy as np
 import pytest
 
 from lmjax import build
 from lmjax import config
+from lmjax import feed as feed_lib
 from lmjax import registry
 from lmjax.data import fields
 from lmjax.data.transforms import _spans
@@ -25,14 +28,13 @@ def only(task: int) -> str:
   return str(tuple(float(i == task) for i in range(7)))
 
 
-def row(length=512, ahead=1, short=0, seed=0):
-  n = length + ahead
-  real = np.arange(n) < n - short
-  tokens = np.where(real, np.random.default_rng(seed).integers(0, 256, n), 0).astype(np.int32)
+def row(length=512, short=0, seed=0):
+  real = np.arange(length) < length - short
+  tokens = np.where(real, np.random.default_rng(seed).integers(0, 256, length), 0).astype(np.int32)
   return dict(
     tokens=tokens,
     segments=real.astype(np.int32),
-    positions=np.arange(n, dtype=np.int32) * real,
+    positions=np.arange(length, dtype=np.int32) * real,
     source=np.int32(3),
   )
 
@@ -83,18 +85,25 @@ def test_putting_targets_back_gives_the_text(task, short):
   for seed in range(5):
     given = row(short=short, seed=seed)
     out = part(given, seed)
-    text = given['tokens'][given['segments'] > 0][:512]
+    text = real(given)
     inputs, targets = real(out, 'encoder_'), real(out)
     assert put_back(part, list(inputs[1:]), list(targets[1:])) == text.tolist()
     assert out['weights'].sum() == len(targets) - 1 and out['weights'][0] == 0
     assert targets[0] == part.tokenizer.pad
 
 
-@pytest.mark.parametrize('short', [512, 513])
-def test_a_row_with_nothing_to_hide_is_padding(short):
+def test_a_row_without_tokens_is_padding():
   for form in ('encoder_decoder', 'prefix', 'causal'):
-    out = make(f'ul2(form="{form}")')(row(short=short), 0)
+    out = make(f'ul2(form="{form}")')(row(short=512), 0)
     assert not out['weights'].any() and not out['segments'].any() and not out['tokens'].any()
+
+
+@pytest.mark.parametrize('task', range(7))
+def test_a_row_of_one_token_shows_it_and_ends(task):
+  part, given = make(f'ul2(weights={only(task)})', length=2), row(2, short=1)
+  out, eos = part(given, 0), part.tokenizer.eos
+  assert real(out)[1:].tolist() == [given['tokens'][0], eos, eos]
+  assert out['weights'].tolist()[:4] == [0, 0, 0, 1] and out['prefix'].sum() == 3
 
 
 def test_one_draw_serves_three_forms():
@@ -145,7 +154,8 @@ def test_refusals():
   for spec, words in (
     ('ul2(weights=(1, 2))', 'seven numbers'),
     ('ul2(weights=(0, 0, 0, 0, 0, 0, 0))', 'not all 0'),
-    ('ul2(weights=(1, 1, 1, 1, 1, 1, -1))', 'at least 0'),
+    ('ul2(weights=(1, 1, 1, 1, 1, 1, -1))', 'from 0 to'),
+    ('ul2(weights=(1e308, 1e308, 1, 1, 1, 1, 1))', r'from 0 to 1e\+300'),
     ('ul2(weights=(1, 1, 1, 1, 1, 1, "x"))', 'seven numbers'),
     ('ul2(form="decoder")', "'prefix' or 'causal'"),
     ('ul2(mode="Y")', "'X' or"),
@@ -181,9 +191,38 @@ def resolved(*more):
 def test_fields_of_a_run():
   run = build.build(resolved())
   assert run.model.length == run.fields['tokens'].shape[0] - 1 > 32
+  assert (run.lookahead, run.data_lookahead) == (1, 0)
+  assert build.build(resolved(('data.transforms', ''))).data_lookahead == 1
   assert set(run.fields) == {'tokens', 'segments', 'positions', 'weights', 'prefix'}
   assert run.batch_shapes()['weights'].dtype == np.float32
   assert [t.task for t in run.transforms] == [True]
+
+
+@pytest.mark.parametrize('pack', ['pad()', 'concat()', 'best_fit()'])
+def test_an_epoch_has_every_token_once(pack, tmp_path):
+  """Documents of 33 and 17 tokens: their last one stands where objectives look ahead to."""
+  texts = [bytes(range(40, 72)).decode(), bytes(range(80, 96)).decode()]
+  (tmp_path / 'two.txt').write_text('|'.join(texts))
+  run = build.build(
+    resolved(
+      ('data.train', f'text(path={str(tmp_path / "two.txt")!r}, separator="|")'),
+      ('data.valid', ''),
+      ('data.pack', pack),
+      ('data.length', '16'),
+      ('batch_tokens', '16'),
+    )
+  )
+  feed = feed_lib.Feed(run, tmp_path)
+  rows = {'pad()': 5, 'concat()': 4, 'best_fit()': 4}[pack]
+  found, given = collections.Counter(), feed.train(0)
+  for _ in range(rows):
+    batch = next(given)
+    found.update(np.asarray(batch['tokens'])[np.asarray(batch['segments']) > 0].tolist())
+  own, eos = run.tokenizer.extra, run.tokenizer.eos
+  ends = found.pop(eos)
+  text = {t: n for t, n in found.items() if t not in own}
+  assert text == dict.fromkeys(b''.join(t.encode() for t in texts), 1)
+  assert ends == 2 + 2 * rows, 'those of the documents, of inputs, and of targets'
 
 
 @pytest.mark.parametrize(
@@ -203,8 +242,8 @@ def test_runs_that_are_refused(change, words):
 def test_layout_is_what_rows_are():
   for form in ('encoder_decoder', 'prefix', 'causal'):
     part = make(f'ul2(form="{form}")', length=64)
-    laid = fields.of(65, [('ul2', part)], ('source',))
-    for short in (0, 40, 65):
+    laid = fields.of(64, [('ul2', part)], ('source',))
+    for short in (0, 40, 63, 64):
       out = part(row(64, short=short), 5)
       assert {k: (s.shape, s.dtype) for k, s in laid.items()} == {
         k: (np.shape(v), np.asarray(v).dtype) for k, v in out.items()

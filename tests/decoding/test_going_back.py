@@ -47,9 +47,11 @@ def test_tokens_taken_back_leave_no_trace(cache):
   def play(read, dropped):
     steps = decode_loop.Steps(net, variables)
     length = LENGTH if 'full' in cache else 1000  # a ring needs no more than its windows
-    slot = (net.init_cache(registry.make('cache', cache), 3, length), jnp.zeros(3, jnp.int32))
+    slot = decode_loop.Slot(
+      net.init_cache(registry.make('cache', cache), 3, length), jnp.zeros(3, jnp.int32)
+    )
     _, (filled, *_) = steps.many(slot, jnp.zeros((3, 2), jnp.int32), jnp.zeros((3, 2), bool))
-    slot, out = (filled, slot[1]), []
+    slot, out = slot._replace(cache=filled), []
     for tokens, n in zip(read, dropped):
       logits, slot = steps.many(slot, tokens)
       slot = steps.back(slot, n, MOST)
@@ -87,7 +89,9 @@ def test_a_ring_without_room_is_refused():
 
 def test_a_state_that_cannot_go_back_is_refused():
   net = _table.model(length=LENGTH, blocks__block__mixer='deltanet(head_dim=8)', position='none()')
-  slot = (net.init_cache(registry.make('cache', 'full()'), 1, 30), jnp.zeros(1, jnp.int32))
+  slot = decode_loop.Slot(
+    net.init_cache(registry.make('cache', 'full()'), 1, 30), jnp.zeros(1, jnp.int32)
+  )
   with pytest.raises(kinds.Unsupported, match='cannot go back'):
     decode_loop.back(slot, jnp.ones(1, jnp.int32), 3)
 
@@ -99,7 +103,9 @@ def test_rows_are_gathered_in_every_layer():
   @jax.jit
   def play(order):
     steps = decode_loop.Steps(net, variables)
-    slot = (net.init_cache(registry.make('cache', 'full()'), 3, 8), jnp.zeros(3, jnp.int32))
+    slot = decode_loop.Slot(
+      net.init_cache(registry.make('cache', 'full()'), 3, 8), jnp.zeros(3, jnp.int32)
+    )
     _, slot = steps.many(slot, tokens)
     return steps(slot, jnp.int32([7, 7, 7]))[0], steps(steps.rows(slot, order), order * 0 + 7)[0]
 

@@ -49,7 +49,7 @@ def test_the_input_is_the_mixture_of_embeddings(embed):
   def both(tokens_RK, weights_RK, plain_R):
     model = decode_loop.Steps(net, variables)
     prompt = jnp.tile(jnp.int32([1, 2, 3]), (2, 1))
-    slot = (net.init_cache(kind, 2, 16), jnp.zeros(2, jnp.int32))
+    slot = decode_loop.Slot(net.init_cache(kind, 2, 16), jnp.zeros(2, jnp.int32))
     _, slot = model.many(slot, prompt)
     mixed, (_, positions, _) = model.mixed(slot, tokens_RK, weights_RK)
     return mixed, model(slot, plain_R)[0], positions

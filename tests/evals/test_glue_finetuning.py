@@ -1,6 +1,7 @@
 """GLUE by fine-tuning: what a head sees, what an update does, what is chosen, what scores say."""
 
 import functools
+import math
 import re
 
 import jax
@@ -136,6 +137,13 @@ def test_what_cannot_be_fine_tuned_is_refused(monkeypatch, tmp_path):
   with pytest.raises(kinds.Unsupported, match='gives no parameters'):
     part.run(object())
   net = model()[0]
+  asked = dict(length=LENGTH, prefix=None, task=object(), name='holes')
+  with pytest.raises(kinds.Unsupported, match='a model that learnt from rows of holes never saw'):
+    part.suits(lm_lib.LM(net, {}, Letters(), **asked))
+  unmarked = Letters()
+  unmarked.bos = unmarked.eos = None
+  with pytest.raises(kinds.Unsupported, match='neither a bos nor an eos'):
+    part.suits(lm_lib.LM(net, {}, unmarked, length=LENGTH, prefix=None))
   with pytest.raises(kinds.Unsupported, match='sees 7 tokens, at least 8'):
     part.run(lm_lib.LM(net, variables(), Letters(), length=7))
   for fact, words in (('segments', 'cannot leave out padding'), ('cross', 'reads another text')):
@@ -413,10 +421,51 @@ def test_a_pair_that_diverges_is_not_chosen(tmp_path, monkeypatch):
   told = lambda lr, size, seed: None if lr == 1 else 0.0
   how = 'lr=(1, 0.5), batch=8, seeds=1'
   assert scripted(monkeypatch, tmp_path, told, how)[1][-1] == (0.5, 8, 0)
-  with pytest.raises(ValueError, match='wnli: the training diverged at every lr'):
-    scripted(monkeypatch, tmp_path, lambda *_: None, how)
-  with pytest.raises(ValueError, match='wnli, lr=1.0, batch=8, seed 0: no number'):
-    scripted(monkeypatch, tmp_path, told, 'lr=1, batch=8')
+  (average, found), asked = scripted(monkeypatch, tmp_path, lambda *_: None, how)
+  assert math.isnan(average.value) and math.isnan(found.value) and found.stderr is None
+  assert asked == [(1, 8, 1000), (0.5, 8, 1000)], 'tuning alone'
+  assert 'diverged=every pair' in found.name and 'value=no seed' in found.name
+  assert 'average of no task[' in average.name and 'without=wnli' in average.name
+
+
+def test_a_seed_that_diverges_is_left_out(tmp_path, monkeypatch, capsys):
+  write(tmp_path)
+  seen = lambda *seeds: lambda lr, size, seed: seed / 10 if seed in seeds else None
+  how = 'lr=1, batch=8, seeds=4'
+  average, found = scripted(monkeypatch, tmp_path, seen(0, 1, 3), how)[0]
+  assert found.value == average.value == 0.1
+  assert found.stderr == pytest.approx(np.std([0, 0.1, 0.3], ddof=1))
+  assert 'diverged=1' in found.name and 'median of 3 seeds' in found.name
+  assert 'diverged=1' in average.name and 'without' not in average.name
+  assert 'wnli, lr=1.0, batch=8, seed 2: diverged, no number' in capsys.readouterr().err
+  found = scripted(monkeypatch, tmp_path, seen(3), how)[0][1]
+  assert (found.value, found.stderr) == (0.3, None)
+  assert 'diverged=3' in found.name and 'one seed' in found.name and 'sd of' not in found.name
+
+
+def test_a_task_that_diverges_leaves_the_others_their_scores(tmp_path, monkeypatch):
+  """A rate of 1e30, for one task alone."""
+  write(tmp_path)
+  (tmp_path / 'CoLA').mkdir()
+  for split in ('train', 'dev'):
+    text = ''.join(f's\t{i % 2}\t\t{"ab"[i % 2]}c\n' for i in range(8))
+    (tmp_path / f'CoLA/{split}.tsv').write_text(text)
+  lm = lm_lib.LM(model()[0], variables(), Letters(), length=LENGTH, prefix=None)
+  spec = (
+    f'glue_finetuning(tasks="wnli, cola", path={str(tmp_path)!r}, seeds=2, lr=1e30, batch=8, '
+    'epochs=1, limit=16)'
+  )
+  tune = _finetune.Tuner.tune
+
+  def gentle(self, rows, *, lr, **how):
+    return tune(self, rows, lr=lr if len(rows.ids) == 16 else 1e-3, **how)
+
+  monkeypatch.setattr(_finetune.Tuner, 'tune', gentle)
+  average, wnli, cola = registry.make('eval', spec)().run(lm)
+  assert math.isnan(wnli.value) and wnli.stderr is None and 'diverged=2' in wnli.name
+  assert average.value == cola.value and math.isfinite(cola.value)
+  assert 'average of cola[' in average.name and 'without=wnli' in average.name
+  assert 'diverged' not in cola.name + average.name
 
 
 def test_the_average_is_over_tasks_and_not_over_metrics(tmp_path, monkeypatch):

@@ -2,14 +2,15 @@
 
   python -m lmjax.data.mixtures._graph --out=graph.json RUN_A RUN_B RUN_C
 
-Each run has the same config.data.train and config.data.valid, all of whose sources it evaluates,
-and trains on one of them: config.data.mixture='single(source="NAME")'. Row i of the graph is that
-run's relative fall of the loss of each source j, (L_j(0) - L_j(H)) / L_j(0), over its H steps. The
-file is JSON: `sources` {name: spec}, `graph` (a list of rows), `steps`, and `tokens`, which all
-runs together took and which belong to the cost of the method.
+Each run evaluates all sources of config.data.train in config.data.valid and trains on one of them,
+config.data.mixture='single(source="NAME")', in which alone their configs differ. Row i of the graph
+is that run's relative fall of the loss of each source j, (L_j(0) - L_j(H)) / L_j(0), over its H
+steps. The file is JSON: `sources` {name: spec}, `graph` (a list of rows), `steps`, and `tokens`,
+which all runs together took and which belong to the cost of the method.
 """
 
 import argparse
+import fnmatch
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ import sys
 
 import numpy as np
 
+from lmjax import config as config_lib
 from lmjax import files
 from lmjax import rundir
 from lmjax import specs
@@ -44,16 +46,20 @@ def read(path: str) -> tuple[dict[str, str], np.ndarray]:
 def make(runs: list[str]) -> dict:
   """What the file holds, from finished runs. Raises ValueError naming the run."""
   configs = [rundir.read_config(run) for run in runs]
-  train, rows, steps = configs[0]['data']['train'], {}, configs[0]['steps']
-  sources = _match.sources(train)
+  first, rows, steps = compared(configs[0]), {}, configs[0]['steps']
+  sources = _match.sources(configs[0]['data']['train'])
   for run, c in zip(runs, configs):
-    for key in ('train', 'valid'):
-      if c['data'][key] != configs[0]['data'][key]:
-        raise ValueError(f'{run}: its config.data.{key} is another than that of {runs[0]}')
-    if c['steps'] != steps or c['eval']['batches']:
+    mine = compared(c)
+    for key in sorted(first.keys() | mine.keys()):
+      if mine.get(key) != first.get(key):
+        raise ValueError(
+          f'{run}: its config.{key} is {specs.brief(mine.get(key))}, that of {runs[0]} is '
+          f'{specs.brief(first.get(key))}; runs that differ in config.data.mixture alone are '
+          'expected'
+        )
+    if c['eval']['batches']:
       raise ValueError(
-        f'{run}: config.steps={c["steps"]}, config.eval.batches={c["eval"]["batches"]}; as many '
-        f'steps as {runs[0]} ({steps}) and all held-out rows (0) are expected'
+        f'{run}: config.eval.batches={c["eval"]["batches"]}: all held-out rows (0) are expected'
       )
     call = specs.call(c['data']['mixture'])
     if call.name != 'single':
@@ -69,6 +75,15 @@ def make(runs: list[str]) -> dict:
     raise ValueError(f'no run is on the source {missing[0]}; one for each of them is expected')
   tokens = sum(c['steps'] * c['batch_tokens'] for c in configs)
   return dict(sources=sources, graph=[rows[n] for n in sources], steps=steps, tokens=tokens)
+
+
+def compared(config: dict) -> dict:
+  """{key: value} of what the runs must have in common: all that changes tokens or mathematics, and
+  the held-out rows.
+  """
+  outside = [p for p in config_lib.OUTSIDE_FINGERPRINT if p != 'data.valid']
+  out = lambda key: any(fnmatch.fnmatchcase(key, p) for p in (*outside, 'data.mixture'))
+  return {k: v for k, v in rundir.flatten(config).items() if not out(k)}
 
 
 def falls(run: str, names: list[str], steps: int) -> list[float]:

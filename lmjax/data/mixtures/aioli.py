@@ -16,6 +16,9 @@ defaults for m = 2; for 3 sources the paper has lp_steps 6, eta 0.1, ema 0.5, f 
 2, lp_steps 10, eta 1, update_steps 200 and f 0.75. Let `update_steps` divide the steps of the run,
 or what the last round measures is of no use.
 
+config.data.valid has the sources in the order of config.data.train: a loss belongs to the source of
+its name, and of several that one part reads the names are places in the sum (jsonl, jsonl_2).
+
 `prior_steps` steps on the weights that the sum writes come first where it is positive: a mixture
 learnt elsewhere, adjusted. `rows`: held-out rows of each source that a look takes, from its start;
 0 takes all. Metrics of the lines `mixture`: weights and losses, and `A/<i>`, the last A as solved.

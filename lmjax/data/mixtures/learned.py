@@ -24,6 +24,11 @@ class Learned:
   sources: dict[str, str]
   run: str
 
+  @staticmethod
+  def check(run):
+    if not run:
+      raise ValueError("run='': the directory of a finished proxy run is expected")
+
   def init(self, names, weights, tokens):
     _weights.sizes(names, tokens)
     _match.unweighted('learned', names, weights)

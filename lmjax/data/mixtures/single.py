@@ -3,6 +3,9 @@
 A run of it tells how much learning from one source lowers the loss of each: the losses at the end
 are in its last evaluation. `python -m lmjax.data.mixtures._graph` makes the graph of `skill_it`
 from one such run a source.
+
+config.data.valid has the sources in the order of config.data.train: a loss belongs to the source of
+its name, and of several that one part reads the names are places in the sum (jsonl, jsonl_2).
 """
 
 import dataclasses

@@ -7,7 +7,12 @@
 L^s is the vector of held-out losses after round s of `update_steps` steps. Each round begins from
 uniform: what is multiplied lies within the window. The row of A is the source learnt from, which is
 the one whose weight it makes. Chen et al., 2023 (arXiv:2307.14430), in the form of the released
-re-implementation of arXiv:2411.05735: eta 0.2, window 3.
+re-implementation of arXiv:2411.05735: eta 0.2, window 3. That code takes losses in where its count
+of steps is a multiple of a round, just after a round's first step, so that the weights follow the
+losses one round late; here, as in the paper's algorithm, they are those behind the round.
+
+config.data.valid has the sources in the order of config.data.train: a loss belongs to the source of
+its name, and of several that one part reads the names are places in the sum (jsonl, jsonl_2).
 
 `graph` is a file of `python -m lmjax.data.mixtures._graph`; the m runs behind it are part of the
 method's cost, and the file says how many tokens they took. `rows`: held-out rows of each source

@@ -21,7 +21,8 @@ and a wrong one shows whether the model listens.
 
 Ids: the tokenizer must have extra ones, three modes and then sentinels: `extended(...)`. All
 documents of a row are one text, as in T5, hence `data.mask_documents=False`; pack `pad()` keeps
-them apart. Tokens are conserved, none is lost.
+them apart. Tokens are conserved, none is lost: a row of one token hides nothing, and its targets
+are eos alone.
 
 Prompts are inputs of S, the model goes on where they end; with `<extra_id_0>`, `<extra_id_1>`, ...
 in the text they are inputs of R (of X where only that was trained), and the model writes what the
@@ -32,7 +33,6 @@ Tay et al., 2022 (arXiv:2205.05131), table 1 and section 3; partitions: Raffel e
 """
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +46,7 @@ from lmjax.registry import register
 
 SPANS = ((3, 0.15), (8, 0.15), None, (3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 MODES, OF = ('R', 'S', 'X'), (0, 0, 1, 2, 2, 2, 2)
+MOST = 1e300  # of a weight, so that their sum is finite
 
 
 @register('transform', task=True, joins=True)
@@ -62,11 +63,11 @@ class Ul2:
   @staticmethod
   def check(form, weights, mode):
     del form, mode
-    numbers = all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in weights)
+    numbers = all(isinstance(w, (int, float)) and 0 <= w <= MOST for w in weights)
     if len(weights) != len(SPANS) or not numbers or not sum(weights):
       raise ValueError(
-        f'weights={weights}: seven numbers of at least 0, not all 0, are expected, for the tasks R '
-        'R S X X X X'
+        f'weights={weights}: seven numbers from 0 to {MOST:g}, not all 0, are expected, for the '
+        'tasks R R S X X X X'
       )
 
   def __post_init__(self):
@@ -110,11 +111,13 @@ class Ul2:
     return {**fields, **made}  # tokens, segments and positions are always made
 
   def denoise(self, tokens: np.ndarray, task: int, draws: np.ndarray):
-    """(inputs, targets) of one text of at least 2 tokens, with mode and eos; draws: one more than
+    """(inputs, targets) of one text of at least 1 token, with mode and eos; draws: one more than
     tokens.
     """
     n, extra, eos = len(tokens), self.tokenizer.extra, [self.tokenizer.eos]
-    if SPANS[task] is None:
+    if n < 2:
+      inputs, targets = tokens, []
+    elif SPANS[task] is None:
       rest = 1 + int(draws[0] * max(1, n // 2))
       inputs, targets = tokens[: n - rest], tokens[n - rest :]
     else:
@@ -122,12 +125,13 @@ class Ul2:
       inputs, targets = _spans.split(tokens, found, extra[len(MODES) :][: len(found)])
     mode = MODES.index(self.mode) if self.mode in MODES else OF[task]
     front = [extra[mode]] if self.mode else []
-    return np.concatenate([front, inputs, eos]), np.concatenate([targets, eos])
+    joined = lambda *parts: np.concatenate(parts).astype(np.int32)
+    return joined(front, inputs, eos), joined(targets, eos)
 
   def __call__(self, row, seed: int):
     tokens = row['tokens'][row['segments'] > 0][: self.length]
     rest = {k: v for k, v in row.items() if k not in fields_lib.TEXT}
-    if len(tokens) < 2:  # nothing to hide: a row of padding
+    if not len(tokens):
       inputs = targets = np.zeros(0, np.int32)
     else:
       share = np.cumsum(self.weights) / np.sum(self.weights)

@@ -65,7 +65,13 @@ class EncoderDecoder(nn.Module):
         positions_BT=positions, segments_BT=segments, source=None, memory=None, prefix_BT=None
       )
       x, _ = enter(tokens, own, 'encoder_embed_norm')
-      x, _, aux = Stack(m.stack('encoder'), name='encoder')(x, own)
+      if 'embed' in self.variables.get('backward', {}):
+        raise kinds.Unsupported(
+          'architecture encoder_decoder embeds twice a step, and config.model.embed has a state of '
+          'backward passes, which knows one use; an embedding without one is expected'
+        )
+      encoder = m.stack('encoder')
+      x, _, aux = Stack(encoder, name='encoder')(x, own.replace(scheme=encoder.scheme))
       memory = kinds.Memory(leave(x, own, 'encoder_final_norm'), segments)
       reports = {k if k.startswith('loss/') else f'encoder/{k}': v for k, v in aux.items()}
     elif cache is None:

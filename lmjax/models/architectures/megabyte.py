@@ -118,10 +118,10 @@ class Megabyte(nn.Module):
     """The global model takes one position for a patch, the local one each byte of a patch."""
     del source
     globe, local = self.sides()
-    reach = self.patch + self.cross_patch_attention
+    reach = self.cross_patch_attention
     return [
       kinds.Pass(('global_model',), globe, 1 / self.patch, steps // self.patch),
-      kinds.Pass(('local_model',), local, 1.0, reach),
+      kinds.Pass(('local_model',), local, 1.0, self.patch, beside=reach),
     ]
 
   def setup(self):

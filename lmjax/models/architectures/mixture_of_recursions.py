@@ -201,10 +201,10 @@ class MixtureOfRecursions(nn.Module):
   def _recurse(self, n, state, cache, offset, ctx):
     """One recursed segment: (state, its caches, reports)."""
     segment, reports = self.model.segments[n], []
-    blocks = stack.group(self.model, cache is not None)
+    blocks = stack.group(self.model, cache is not None, looped=False)
     group = blocks(segment.pattern, self.model, name=f'segment_{n}')
     keys = kv_lib.POLICIES[self.kv](cache)
-    segments_BT = ctx.segments_BT
+    start, segments_BT = state, ctx.segments_BT
     if segments_BT is None:
       segments_BT = jnp.ones_like(ctx.positions_BT)
 
@@ -230,7 +230,10 @@ class MixtureOfRecursions(nn.Module):
       shares = select.shares(self.capacities, segment.repeats)
       choose = routers.expert_choice
     state, depth_BT, report = choose(self, n, shares, state, real_BT, ctx, visit)
-    _refuse_backward(segment, group)
+    if self.is_initializing():
+      _refuse_state(
+        stack.Group(segment.pattern, self.model, parent=None), group, start, offset, ctx
+      )
     self.sow('intermediates', f'depth_{n}', depth_BT)
     return state, keys.result(), reports + [_told(report, depth_BT, real_BT, segment.repeats)]
 
@@ -265,12 +268,27 @@ def _check_capacities(capacities, kv: str):
     )
 
 
-def _refuse_backward(segment, blocks):
-  """State of backward passes has one use a step, and these blocks have several."""
-  if 'backward' in blocks.variables:
+def _refuse_state(blocks, made, x, offset, ctx):
+  """Blocks that are run several times with one set of variables may have none that a training pass
+  changes: its state would count rounds, and mix their statistics.
+  """
+  variables, names = dict(made.variables), ', '.join(blocks.pattern)
+  what = 'a state of backward passes' if 'backward' in variables else None
+  if what is None and 'vars' in variables:
+    rest = {k: v for k, v in variables.items() if k != 'vars'}
+
+    def after(vars, x):
+      rngs = {'dropout': jax.random.key(0)}
+      given = {**rest, 'vars': vars}, x, None, jnp.asarray(offset), ctx.replace(train=True)
+      return blocks.apply(*given, mutable=['vars'], rngs=rngs)[1].get('vars', {})
+
+    traced = jax.make_jaxpr(after)(variables['vars'], x).jaxpr
+    kept = zip(traced.outvars, traced.invars)
+    what = None if all(a is b for a, b in kept) else 'variables that training changes'
+  if what is not None:
     raise kinds.Unsupported(
-      f'config.model.blocks: {", ".join(segment.pattern)} keeps a state of backward passes, which '
-      'blocks that mixture_of_recursions repeats cannot have'
+      f'config.model.blocks: {names} keeps {what}, which blocks that mixture_of_recursions repeats '
+      'cannot have'
     )
 
 

@@ -25,9 +25,7 @@ class KeysValues:
   spare: int = struct.field(pytree_node=False, default=0)
 
   def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT):
-    """The cache with T more tokens, and what to attend to. In a ring T may not exceed its
-    length.
-    """
+    """The cache with T more tokens, and what to attend to."""
     size, new = self.k_BSHK.shape[1], k_BTHK.shape[1]
     slots_BT = self.written_B[:, None] + jnp.arange(new)
     slots_BT = slots_BT % size if self.ring else slots_BT

@@ -24,9 +24,10 @@ are whole on every device. There S is made whole and then cut, and G is summed o
 before its entries are read, so that traffic is that of a full matrix.
 
 Traps: `values` have the role `other`, since no matrix view of them exists: they do not decay with
-matrices, are no matrix to `split`, and have the full rate under muP. FLOPs counted from facts see
-the factors, not W. Both refactorings of A B (`refactor`) and decay of factors are as in `low_rank`;
-`refactor` needs B to have left 0 in all directions.
+matrices, are no matrix to `split`, and have the full rate under muP. W is made in every pass, so
+that FLOPs are those of a full matrix, as `lmjax/flops.py` counts them. Both refactorings of A B
+(`refactor`) and decay of factors are as in `low_rank`; `refactor` needs B to have left 0 in all
+directions.
 """
 
 import functools

@@ -16,15 +16,16 @@ Thangarasa et al., 2023 (SPDF, arXiv:2303.10464): sparse pre-training, sparsity 
 the initial values of the dense model; then dense fine-tuning with a fresh optimizer, in which
 pruned entries start at 0 and learn like the others:
   --config.model.linear='spdf(sparsity=0.75, dense=True)' --config.init_from=RUN
-`dense=True` keeps the mask and does not apply it. The same command without it is the ablation,
-sparse fine-tuning. The parameters of all three have the names and shapes of `dense()`, in which
-`--config.init_from='densify(run="RUN")'` begins without masks.
+`dense=True` keeps the mask and does not apply it; another sparsity than RUN's is refused, since the
+mask is RUN's. The same command without it is the ablation, sparse fine-tuning. The parameters of
+all three have the names and shapes of `dense()`, in which `--config.init_from='densify(run="RUN")'`
+begins without masks.
 
 Traps: FLOPs are saved on paper only. Nothing here is faster or smaller: a product multiplies by
 zeros, and the mask takes a byte an entry. The method's count for these matrices is 1 - sparsity of
-that of full ones, attention's own and the unembedding's remain; `lmjax/flops.py` counts full ones.
-Optimizers that mix entries (muon, soap, galore) write into pruned places of W: the model never sees
-those values, but a dense run would start from them.
+that of full ones, attention's own and the unembedding's remain; `lmjax/flops.py` counts the same,
+and full ones with `dense=True`. Optimizers that mix entries (muon, soap, galore) write into pruned
+places of W: the model never sees those values, but a dense run would start from them.
 """
 
 import math
@@ -41,7 +42,7 @@ from lmjax.parallel.facts import Fact
 from lmjax.registry import register
 
 
-@register('linear')
+@register('linear', prescribes=('sparsity',))
 class Spdf(nn.Module):
   """y = x (W * M) (+ b)."""
 

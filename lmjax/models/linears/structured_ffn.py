@@ -6,7 +6,8 @@
 
 and + b; `_structured_ffn.py` has the shapes. A matrix is one of feed-forward where an axis of its
 inputs or outputs is named `mlp`, as the parts in `lmjax/models/ffn` name the hidden axis. There is
-no nonlinearity between the factors: `merge` makes the one matrix that they stand for.
+no nonlinearity between the factors. The surgery `merge_structured` begins a run with `dense()` from
+the matrices that they stand for (inference by one product), or one with guided=0 without guides.
 
 Share of a full d -> 4d -> d: low_rank of rank d/2, block_dense of rank 2d/3 with 2 blocks and
 block_shuffle with 2 blocks keep 62.5%; rank d/4, rank d/3 with 2 blocks, and 4 blocks keep 31.25%.
@@ -22,7 +23,7 @@ product of the factors and is trained with them,
 so that the first step computes what the plain part does. `stochastic` saves FLOPs: a training pass
 takes the mixture with probability a, else the factors alone (not scaled), drawn for each matrix and
 layer. Once a is 0 nothing is multiplied with W; its parameters, gradients (0) and moments remain
-until `drop` takes it out of the variables, for a run with guided=0. Evaluations see the mixture.
+until a run with guided=0 begins without them. Evaluations see the mixture.
 
 t counts the updates made: `passes`, in the collection `vars`, counts training passes, of which
 `micro_batches` make an update. A linear map is told neither the step nor whether it trains: it
@@ -197,6 +198,10 @@ def drop(linear: registry.Part, variables: dict) -> dict:
   if a > 0:
     raise ValueError(f'{linear}: the guide still has the weight {a:.3g}; 0 is expected')
   return _without(_without(variables, 'guide'), 'passes')
+
+
+# What surgeries reach through the registry.
+StructuredFfn.merge, StructuredFfn.drop = staticmethod(merge), staticmethod(drop)
 
 
 def _guidance(linear: registry.Part, variables: dict) -> float:

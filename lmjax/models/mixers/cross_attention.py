@@ -87,6 +87,11 @@ class CrossAttention(nn.Module):
     flops = 4.0 * self.sizes(width)[0] * self.head_dim * length
     return flops, flops
 
+  @nn.nowrap
+  def memory_flops(self, width) -> float:
+    """Of keys and values, for a token of the memory."""
+    return 4.0 * width * self.sizes(width)[1] * self.head_dim
+
   @nn.compact
   def __call__(self, x_BTD, ctx, cache=None):
     if ctx.memory is None and cache is None:

@@ -11,7 +11,8 @@ the older maps: elu + 1 or relu, divided by the sum of the head. `negative` doub
 transition may have eigenvalues down to -1 (Grazzi et al., 2024, arXiv:2411.12537).
 
 The work grows linearly with the length (`kernels/delta_rule`, in chunks), the cache not at all: S
-and the last taps - 1 inputs of the convolutions. Documents begin with an empty memory. Hybrids are
+and the last taps - 1 inputs of the convolutions. Documents begin with an empty memory; padding
+(segment 0) ends one, so that it belongs at the ends of rows or between documents. Hybrids are
 stacks: '(delta, local)*6' with a block of `gqa(window=...)`, or full attention in two layers.
 Traps: keys that are not of length 1 let S grow without bound; b belongs to the value and the key.
 """
@@ -30,6 +31,7 @@ from lmjax.nn import params
 from lmjax.nn import short_conv
 from lmjax.parallel import remat
 from lmjax.parallel import shard
+from lmjax.parallel.facts import Fact
 from lmjax.registry import Part, register
 
 FEATURES = {'silu': nn.silu, 'elu': lambda x: nn.elu(x) + 1, 'relu': nn.relu}
@@ -62,7 +64,7 @@ class Deltanet(nn.Module):
   norm: Annotated[Part | None, 'norm'] = 'rms_norm(eps=1e-05)'
 
   @staticmethod
-  def check(head_dim, heads, value_dim, taps, feature, **_):
+  def check(head_dim, heads, value_dim, taps, feature, sums, **_):
     for key, value in dict(head_dim=head_dim, heads=heads, value_dim=value_dim).items():
       if value is not None and not 1 <= value <= LARGEST:
         raise ValueError(f'{key}={value}: a positive number of at most {LARGEST} is expected')
@@ -70,6 +72,11 @@ class Deltanet(nn.Module):
       raise ValueError(f'taps={taps}: 0 for no convolution, or 1 to 64, is expected')
     if feature not in FEATURES:
       raise ValueError(f'feature={feature!r}: one of {", ".join(FEATURES)} is expected')
+    if sums and feature == 'silu':
+      raise ValueError(
+        "sums=True with feature='silu': a sum of values of both signs may be 0; 'elu' or 'relu' is "
+        'expected'
+      )
 
   @nn.nowrap
   def sizes(self, width: int) -> tuple[int, int]:
@@ -135,7 +142,7 @@ class Deltanet(nn.Module):
     inputs = dict(q=project('q', self.head_dim), k=project('k', self.head_dim))
     inputs |= dict(v=project('v', values))
     q, k, v = (convolved(name, x) for name, x in inputs.items())
-    beta_BTH = nn.sigmoid(project('beta').astype(jnp.float32)) * (2.0 if self.negative else 1.0)
+    beta_BTH = self.strength(x_BTD, heads, ctx)
     feature = FEATURES[self.feature]
     o_BTHV, state = delta_rule(
       remat.tag(self.unit(feature(q)) * self.head_dim**-0.5, 'qkv'),
@@ -155,6 +162,15 @@ class Deltanet(nn.Module):
     if cache is not None:
       cache = Memory(state, _last(old.inputs, inputs), _tail(segments_BS, old.segments))
     return y, cache, {}
+
+  def strength(self, x_BTD, heads: int, ctx):
+    """b of every head, float32. W_b is a vector for each head, which no `model.linear` makes
+    smaller.
+    """
+    fact = Fact(('embed', 'heads'), ('embed',), 'hidden')
+    w_DH = params.param(self, 'beta', (x_BTD.shape[-1], heads), fact, ctx.scheme)
+    b_BTH = params.contract(x_BTD, shard.gather(w_DH, fact.names), 1, params.act(('heads',)))
+    return nn.sigmoid(b_BTH.astype(jnp.float32)) * (2.0 if self.negative else 1.0)
 
   @nn.nowrap
   def unit(self, x):

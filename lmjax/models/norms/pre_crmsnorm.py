@@ -5,8 +5,9 @@
 Jiang et al., 2023 (arXiv:2305.14858), Pre-CRMSNorm. A model of width D with this norm and `pre`
 layers is a pre-norm model of width d = D + 1 with layer norm, without the row and column that are
 implied; any D will do, so that one takes D as hardware likes it. The paper's has no gain: gains of
-layer norm are folded into the matrices that read it (surgery `pre_crmsnorm`), and so is it here by
-default. Invariant to the scale of x, not to a shift. Statistics in float32.
+layer norm are folded into the matrices that read it, and so is it here by default. The surgery
+`pre_crmsnorm` makes either model from the other. Invariant to the scale of x, not to a shift.
+Statistics in float32.
 """
 
 import flax.linen as nn

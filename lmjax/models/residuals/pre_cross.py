@@ -39,8 +39,11 @@ class PreCross(_wiring.Layer):
   @nn.nowrap
   def mixing_flops(self, width, length, memory):
     own = super().mixing_flops(width, length, memory)
-    crossed = self.cross(parent=None).mixing_flops(width, memory)
-    return own[0] + crossed[0], own[1] + crossed[1]
+    cross = self.cross(parent=None)
+    # Matrices count by the tokens of the text; those of keys and values see the memory instead.
+    more = cross.memory_flops(width) * (memory / length - 1)
+    crossed = cross.mixing_flops(width, memory)
+    return own[0] + crossed[0] + more, own[1] + crossed[1] + more
 
   @nn.compact
   def __call__(self, x, ctx, cache=None):

@@ -5,8 +5,10 @@
 Jiang et al., 2023 (arXiv:2305.14858). Layers read the stream through norms alone, and layer norm
 discards its mean; with P at every writer the mean is 0 and layer norm equals rms norm of the same
 eps and gain. Use it with `rms_norm` as the layers' and the final norm. P is part of the forward
-pass: centring the weights once would not last, since decay and biases bring the mean back. For
-inference it can be folded into the writers, which `pre_crmsnorm` (surgery) does.
+pass: centring the weights once would not last, since decay and biases bring the mean back. The
+surgery `pre_crmsnorm` begins such a run from one of layer norm and leads back; for inference it
+folds P into the writers (layers `pre` with rms norm), or leaves the last coordinate out
+(`pre_crmsnorm` as the norm).
 """
 
 import flax.linen as nn
@@ -23,7 +25,7 @@ def centred(x):
   return (x32 - jnp.mean(x32, axis=-1, keepdims=True)).astype(x.dtype)
 
 
-@register('residual')
+@register('residual', stream='centred')
 class PreRmsnorm(_wiring.Layer):
   """x + P f(norm(x)), twice."""
 
