@@ -73,6 +73,17 @@ def test_encoders_count_by_their_own_tokens():
   assert found.matrices + found.mixing_full == pytest.approx((2 * (own + memory) + pairs) / 128)
 
 
+def test_keys_beside_a_row_count_for_each_of_its_tokens():
+  """MEGABYTE's local model: (P + 1) / 2 bytes of the own patch on average, and all r before it."""
+  spec = 'megabyte(patch=8, local_width=32, cross_patch_attention={})'
+  sizes = [('model.width', '64'), ('model.mixer.head_dim', '32')]
+  made = lambda r: ('model.architecture', spec.format(r))
+  none, some = (count('quickstart', *sizes, made(r)) for r in (0, 5))
+  more = 2 * 4 * 32 * 5  # layers, FLOPs of a pair a value, width, keys
+  assert some.mixing_causal - none.mixing_causal == pytest.approx(more)
+  assert some.mixing_full - none.mixing_full == pytest.approx(more)
+
+
 def test_prefixes_count_by_the_tokens_that_the_model_sees():
   plain, long = count('quickstart'), build.build(config.resolve(config.load('ul2_tiny:prefix')))
   steps = long.fields['tokens'].shape[0] - 1

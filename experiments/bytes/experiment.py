@@ -24,13 +24,13 @@ CPU = {
   'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
   'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
-  'checkpoint_every': 200,
+  'checkpoint_every': 250,
   'sample.every': 0,
   'sample.tokens': 0,
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2)}
+NARROW, WIDE = ({'peak_lr': rates} for rates in ((3e-3, 1e-2, 3e-2), (1e-3, 3e-3, 1e-2)))
 
 
 def bits_per_byte(lines) -> float:
@@ -49,20 +49,20 @@ def megabyte(patch: int, layers: int, local_layers: int) -> dict:
 
 
 def get_experiment():
-  arm = lambda name, changes, claim=None: Arm(name, changes, RATES, claim)
+  arm = lambda name, changes: Arm(name, changes, WIDE, Better())
   flat = {'model.architecture': 'transformer()', 'model.width': 128, 'model.depth': 2}
   return Experiment(
     title='Bytes in patches at equal FLOPs',
     source='Claims: arXiv:2305.07185, see `lmjax/models/architectures/megabyte.py`.',
     base='quickstart',
     fields=('peak_lr', 'model.architecture', 'model.width', 'model.depth'),
-    baseline=arm('flat', flat),
+    baseline=Arm('flat', flat, NARROW),
     treatments=(
-      arm('patch_4', megabyte(4, layers=2, local_layers=1), Better()),
-      arm('patch_8', megabyte(8, layers=3, local_layers=2), Better()),
+      arm('patch_4', megabyte(4, layers=2, local_layers=1)),
+      arm('patch_8', megabyte(8, layers=3, local_layers=2)),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(400,), hours=1)},
+    scales={'cpu': Scale(budgets=(250,), hours=1)},
     measure=bits_per_byte,
     notes='The compared number is bits a byte. The paper has 1.00 against 1.06 on books, from '
     'models about a thousand times as large.',

@@ -28,7 +28,7 @@ CPU = {
   'optim': 'clip() | adam(b2=0.95) | decay(rate=0.1)',
   'schedule': 'cosine(warmup=0.25, end=0.1)',
   'eval.every': 0,
-  'checkpoint_every': 200,
+  'checkpoint_every': 300,
   'sample.every': 0,
   'sample.tokens': 0,
   'tensorboard': False,
@@ -55,7 +55,7 @@ def get_experiment():
       arm('token', token, AsGood(0.03)),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(200, 400), hours=1)},
+    scales={'cpu': Scale(budgets=(150, 300), hours=1)},
     notes=(
       'The speed-up in tokens leaves out what a token costs: expert choice computes 6 of 8 layers, '
       'the other arms 8.'

@@ -407,6 +407,7 @@ def test_the_attention_scale_is_the_init_parts_unless_given():
     ('deltanet(value_dim=-3)', 'value_dim=-3'),
     ('deltanet(taps=-1)', 'taps=-1'),
     ('deltanet(feature="gelu")', 'silu, elu, relu'),
+    ('deltanet(sums=True)', 'a sum of values of both signs'),
   ],
 )
 def test_arguments_that_make_no_sense_are_refused(spec, word):

@@ -79,7 +79,8 @@ def test_tokens_taken_back_leave_no_trace(cache):
 
 def test_a_ring_without_room_is_refused():
   net, _ = model('window(spare=3)')
-  slot = lambda spec: (net.init_cache(registry.make('cache', spec), 1, 30), jnp.zeros(1, jnp.int32))
+  made = lambda spec: net.init_cache(registry.make('cache', spec), 1, 30)
+  slot = lambda spec: decode_loop.Slot(made(spec), jnp.zeros(1, jnp.int32))
   for spec in ('window()', 'window(spare=2)'):
     with pytest.raises(kinds.Unsupported, match='needs spare=3 or the cache full'):
       decode_loop.back(slot(spec), jnp.ones(1, jnp.int32), 3)

@@ -222,6 +222,23 @@ def test_the_loss_is_that_of_the_targets():
   np.testing.assert_allclose(half.sum, out.sum / 2, rtol=1e-6)
 
 
+def test_each_stack_is_made_for_its_own_depth():
+  """An encoder of 8 layers beside a decoder of 2: initial values, and layers that know the depth."""
+  c = config.load('ul2_tiny:encoder_decoder')
+  c.model.architecture, c.model.stack = 'encoder_decoder(encoder="encoder*8")', 'decoder*2'
+  c.model.blocks.encoder.residual = 'mix_ln(alpha=0.5)'
+  built = build.build(config.resolve(c)).model
+  encoder = built.stack('encoder')
+  assert dict(encoder.block('encoder').context)['depth'] == encoder.scheme.init.depth == 8
+  assert built.scheme.init.depth == 2
+  variables = build.build(config.resolve(c)).init(jax.random.key(0)).params
+  std = lambda side: float(
+    np.std(variables[side]['segment_0'][f'0_{side}']['mixer']['out']['kernel'])
+  )
+  assert std('encoder') == pytest.approx(0.02 / np.sqrt(16), rel=0.05)
+  assert std('decoder') == pytest.approx(0.02 / np.sqrt(4), rel=0.05)
+
+
 @_meshes.each
 def test_a_mesh_changes_neither_loss_nor_gradient(axes):
   given = run(), start(), {}, rows()
@@ -237,6 +254,7 @@ def test_a_mesh_changes_neither_loss_nor_gradient(axes):
     (('model.blocks.decoder.mixer', 'gqa(head_dim=8, causal=False)'), 'needs a mixer that looks'),
     (('model.blocks.decoder.residual', 'pre()'), 'mixer gqa has no cross-attention'),
     (('model.blocks.encoder.residual', 'pre_cross()'), 'needs the memory of an encoder'),
+    (('model.embed', 'stable(norm=power_norm())'), 'embeds twice a step'),
   ],
 )
 def test_configs_that_are_refused(change, words):

@@ -438,7 +438,8 @@ def test_flops_are_counted_where_they_are_spent():
   net, _ = made(text=spec(TWO, cross_patch_attention=3))
   wide, narrow = net.passes(T, 0)
   assert (wide.model.width, wide.length, wide.share) == (32, T // P, 1 / P)
-  assert (narrow.model.width, narrow.length, narrow.share) == (16, P + 3, 1)
+  assert (narrow.model.width, narrow.length, narrow.share) == (16, P, 1)
+  assert narrow.beside == 3  # bytes of the patch before, which all of a patch see
   assert (wide.model.depth, narrow.model.depth) == (2, 2)
   assert {wide.prefix[0], narrow.prefix[0]} <= set(made()[1]['params'])
 

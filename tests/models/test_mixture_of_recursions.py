@@ -15,6 +15,7 @@ import _table
 from lmjax import build
 from lmjax import config
 from lmjax import generate
+from lmjax import kinds
 from lmjax import registry
 from lmjax.kernels.attention import reference
 from lmjax.models.architectures import _recursion_select as select
@@ -596,6 +597,23 @@ def test_stacks_that_do_not_suit_are_refused(name, how, word):
     abstract(net)
   with pytest.raises(ValueError, match=word):
     net.init_cache(registry.make('cache', 'full()'), B, T)
+
+
+@pytest.mark.parametrize(
+  'how, word',
+  [
+    (dict(blocks__block__norm='power_norm()'), 'a state of backward passes'),
+    (dict(blocks__block__norm='power_norm(variant="batch")'), 'variables that training changes'),
+    (
+      dict(linear='structured_ffn(rank=4, guided=0.5, steps=9)'),
+      'variables that training changes',
+    ),
+  ],
+)
+def test_what_counts_its_passes_is_refused(how, word):
+  with pytest.raises(kinds.Unsupported, match=f'block keeps {word}'):
+    abstract(model(EXPERT, stack=CYCLE, **how))
+  abstract(model(EXPERT, stack=CYCLE, linear='spdf(sparsity=0.5)'))  # a mask stays as it is
 
 
 def test_the_share_of_a_row():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import _table
+from lmjax import build
+from lmjax import config
 from lmjax import registry
 
 DEPTH = 4
@@ -23,6 +25,20 @@ def hidden(net, params):
 
 def params(net, seed=0):
   return _table.values(_table.abstract(net, TOKENS, _table.ctx()), seed=seed)
+
+
+def test_blocks_that_disagree_about_the_stream_are_refused():
+  """Pre-RMSNorm behind plain layers would meet a stream with a mean, and rms norm is no layer norm
+  there.
+  """
+  c = config.load('quickstart', [('model.stack', 'block + other*3')])
+  with c.unlocked():
+    c.model.blocks.other = config.block()
+  c.model.blocks.other.residual = 'pre_rmsnorm()'
+  with pytest.raises(
+    ValueError, match='blocks.other.residual=pre_rmsnorm.. wants a stream that is'
+  ):
+    build.build(config.resolve(c))
 
 
 @pytest.mark.parametrize('unroll', [1, DEPTH])
