@@ -65,6 +65,13 @@ def parts(c: dict, model: model_lib.Model, objective: registry.Part):
     )
   for segments in (model.segments, *(found for _, found in model.stacks)):
     streams(model, list(dict.fromkeys(n for s in segments for n in s.pattern)))
+  linear = model.scheme.linear
+  for key, value in linear.args:
+    if key in linear.fact('agrees') and value != c[key]:
+      raise ConfigError(
+        f'config.model.linear: {linear.name}.{key}={value}, but config.{key}={c[key]}; the same is '
+        'expected'
+      )
   for name, mixer in model.mixers(encoders=True):
     documents(c, name, mixer)
   causal = objective.fact('causal')

@@ -29,7 +29,7 @@ LINEARS = {
   'structured_ffn, low_rank': 'structured_ffn(rank={quarter})',
   'structured_ffn, block_dense': 'structured_ffn(kind="block_dense", rank={third}, blocks=2)',
   'structured_ffn, block_shuffle': 'structured_ffn(kind="block_shuffle", blocks=4)',
-  'structured_ffn, guided': 'structured_ffn(rank={quarter}, guided=0.5, steps=1000)',
+  'structured_ffn, guided': 'structured_ffn(rank={quarter}, guided=0.5, steps={steps})',
   'spdf': 'spdf(sparsity=0.75)',
 }
 COLUMNS = 'parameters (M)', 'parameters', 'gradients', 'optimizer', 'variables', 'scratch'
@@ -41,7 +41,7 @@ def run(recipe: str, linear: str) -> build.Run:
   width = made.model.width
   changes = CHANGES | {
     'batch_tokens': made.data.length,
-    'model.linear': linear.format(quarter=width // 4, third=width // 3),
+    'model.linear': linear.format(quarter=width // 4, third=width // 3, steps=made.steps),
   }
   c = config.load(recipe, [(k, str(v)) for k, v in changes.items()])
   return build.build(config.resolve(c))

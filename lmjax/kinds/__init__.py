@@ -75,8 +75,7 @@ KINDS: dict[str, Kind] = {
               facts=dict(couples='none')),
   'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
                  context=('ins', 'outs', 'role', 'scheme', 'bias'),
-                 # prescribes: arguments, beside shapes, that its variables were made by
-                 facts=dict(trained=True, prescribes=())),
+                 facts=dict(trained=True, prescribes=(), agrees=())),
   'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated, or a bias',
                    context=('length',), facts=dict(relative=False, added=False)),
   'init': Kind('lmjax.models.init', 'initial values and multipliers, from parameter facts',

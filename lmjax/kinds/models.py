@@ -120,7 +120,9 @@ class Linear(Protocol):
   `nn.params.dense`.
 
   Facts: trained = whether its matrix is learnt; where not, its variables have no first value and
-    come from a quantizer through `stored`.
+    come from a quantizer through `stored`. prescribes = arguments, beside shapes, that its
+    variables were made by. agrees = arguments that must be what the config's keys of the same name
+    are.
   """
 
   def __call__(self, x) -> jax.Array: ...

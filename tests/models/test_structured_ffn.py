@@ -402,3 +402,12 @@ def test_matrices_of_several_axes_are_refused():
 def test_bad_arguments_are_refused(args, said):
   with pytest.raises(ValueError, match=said):
     registry.make('linear', f'structured_ffn({args})')
+
+
+@pytest.mark.parametrize('key, other', [('steps', '1801'), ('micro_batches', '2')])
+def test_steps_of_another_run_are_refused(key, other):
+  """Guidance by 1800 steps would end at the wrong one, without a word."""
+  guided = ('model.linear', 'structured_ffn(rank=4, guided=0.5, steps=1800)')
+  build.build(config.resolve(config.load('quickstart', [guided])))
+  with pytest.raises(ValueError, match=f'structured_ffn.{key}=.* but config.{key}={other}'):
+    build.build(config.resolve(config.load('quickstart', [guided, (key, other)])))

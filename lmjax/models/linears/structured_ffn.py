@@ -57,7 +57,7 @@ from lmjax.registry import register
 HIDDEN = 'mlp'
 
 
-@register('linear')
+@register('linear', agrees=lambda args: ('steps', 'micro_batches') if args['guided'] else ())
 class StructuredFfn(nn.Module):
   """y = x through two structured factors (+ b), guided by a full matrix for a while."""
 
