@@ -313,6 +313,18 @@ def test_evals_generate_as_sampling_does():
   assert got == [t.text for [t] in want]
 
 
+def test_evals_begin_an_empty_prompt_as_texts_began_in_training():
+  lm, own = model('causal'), run('causal')
+  asked = prompts.of(own).prompt([own.tokenizer.eos])  # rows run across documents, without bos
+  [new] = generate.generate(
+    own.architecture, variables('causal'), [asked], max_tokens=8, eos=own.tokenizer.eos
+  )
+  assert lm.generate([''], 8) == [prompts.new_text(own.tokenizer, [own.tokenizer.eos], new)]
+  lm.prefix = None
+  with pytest.raises(ValueError, match='a prompt is empty'):
+    lm.generate(['a', ''], 8)
+
+
 # ---- refusals
 
 
@@ -360,7 +372,7 @@ def test_an_empty_prompt_is_refused_where_no_row_has_a_bos(form):
   own = run(form), variables(form)
   assert prompts.of(run(form)).ids('') == [] and run(form).tokenizer.bos is not None
   with pytest.raises(ValueError, match='ul2: the prompt is empty'):
-    generate.sample_texts(*own, [''], max_tokens=4)
+    generate.sample_texts(*own, [''], max_tokens=4, rule='greedy()')
   with_bos = dataclasses.replace(
     run(form), config=run(form).config | dict(data=run(form).config['data'] | dict(bos=True))
   )
@@ -425,4 +437,5 @@ def test_a_run_is_trained_sampled_and_evaluated(form, tmp_path, capsys):
   assert ask('To be') == 0 and capsys.readouterr().out.startswith('To be')
   assert ask('To <extra_id_0> be') == 0
   assert capsys.readouterr().out.startswith('To <extra_id_0> be\n')
+  assert ask('') == 2 and 'the prompt is empty' in capsys.readouterr().err
   assert ask('To <extra_id_99> be') == 2 and 'no row has <extra_id_99>' in capsys.readouterr().err

@@ -32,7 +32,7 @@ def batches(run, pairs: int, tokens: int) -> list:
   asked = specs.Call(valid.name, tuple((dict(valid.args) | dict(pairs=pairs)).items()))
   documents = registry.make('source', asked)()
   stored = store_lib.from_documents(documents, vocab_size=run.tokenizer.vocab_size)
-  plan = plan_lib.sequential(stored, tokens, run.lookahead, rows_per_step=ROWS)
+  plan = plan_lib.sequential(stored, tokens, run.data_lookahead, rows_per_step=ROWS)
   loader = loader_lib.Loader(plan, transforms=[(t.name, t.fn) for t in run.transforms if t.task])
   return [{k: loader[i][k] for k in run.fields} for i in range(len(plan))]
 
