@@ -150,7 +150,7 @@ class _Conversion:
     own = (*keys[:-1], 'bias')
     if not np.any(more):
       return
-    if self.like.get(own) != more.shape:
+    if own not in self.like:
       raise ValueError(
         f'{name(keys)} reads a norm with a bias that is not 0 there, and neither norm nor matrix '
         'keeps one here: bias=True of config.model.mixer and config.model.ffn, or layer_norm() at '

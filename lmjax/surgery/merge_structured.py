@@ -16,6 +16,7 @@ from typing import Any
 from lmjax.registry import register
 
 GUIDANCE = ('guided', 'stochastic', 'steps', 'micro_batches')
+MODEL = ('params', 'vars', 'backward')  # what belongs to the model and not to its objective
 
 
 @register('surgery')
@@ -39,7 +40,7 @@ class MergeStructured:
         f'merge_structured: config.model.linear={theirs} of {self.run} and {ours} here: '
         'structured_ffn(...) there, and here dense() or the same with guided=0, are expected'
       )
-    return made
+    return {**new.variables, **{k: made[k] for k in MODEL if k in made}}
 
 
 def form(part) -> dict[str, Any]:

@@ -4,15 +4,19 @@ through the command line; bad input is refused before anything is written.
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lmjax import build
 from lmjax import config
+from lmjax import kinds
 from lmjax import main as main_lib
 from lmjax import registry
 from lmjax import restore
 from lmjax.checkpoint import Checkpointer
+from lmjax.nn import embedding
 
 TINY = [
   '--config=quickstart',
@@ -67,6 +71,10 @@ def test_a_head_is_a_copy_of_the_table_and_can_be_trained_alone(headless, tmp_pa
   'spec, embed, words',
   [
     ('add_head(run="{}")', 'tied()', 'a matrix of its own here, as of untied'),
+    ('add_head(run="{}")', 'untied(scale=2.0)', 'the same scale and multiple_of are expected'),
+    ('densify(run="{}")', 'tied()', 'a mask for matrices there and none here'),
+    ('merge_structured(run="{}")', 'tied()', 'structured_ffn(...) there'),
+    ('pre_crmsnorm(run="{}")', 'tied()', 'norms there are rms_norm in layers pre, whose stream'),
     ('add_head(run="{}/none")', 'untied()', 'none: no such directory'),
     ('add_hed(run="{}")', 'untied()', "did you mean 'add_head'"),
     ('add_head()', 'untied()', "needs the argument 'run'"),
@@ -122,18 +130,93 @@ def test_a_discriminator_begins_an_ordinary_run(tmp_path):
   assert main_lib.main([f'--workdir={tmp_path / "pair"}', '--eval=lambada']) == 2, 'no decoder'
 
 
+APART = {'bert2bert', 'two_stage'}  # tried in files of their own
+TRIED = {'add_head', 'densify', 'discriminator', 'merge_structured', 'pre_crmsnorm'}
+
+
 def test_surgeries_are_tried():
-  assert set(registry.names('surgery')) >= {'add_head', 'discriminator', 'two_stage'}
+  assert set(registry.names('surgery')) == TRIED | APART
 
 
 @pytest.mark.slow
 def test_masks_go(tmp_path):
-  assert run(tmp_path / 'sparse', '--config.model.linear=spdf(sparsity=0.5)') == 0
-  begin = f'--config.init_from=densify(run="{tmp_path / "sparse"}")'
+  """Also what an optimizer of whole matrices wrote behind them."""
+  muon = '--config.optim=split(matrix=muon(), rest=adam())'
+  sparse = tmp_path / 'sparse'
+  assert run(sparse, '--config.model.linear=spdf(sparsity=0.5)', muon) == 0
+  begin = f'--config.init_from=densify(run="{sparse}")'
+  assert run(tmp_path / 'still', begin, '--config.peak_lr=0.0') == 0
   assert run(tmp_path / 'w', begin, '--config.peak_lr=0.01') == 0
-  before, after = (
-    params(tmp_path / d)['segment_0']['0_block']['mixer']['q']['kernel'] for d in ('sparse', 'w')
+  before, still, after = (
+    params(tmp_path / d)['segment_0']['0_block']['mixer']['q']['kernel']
+    for d in ('sparse', 'still', 'w')
   )
-  assert (before == 0).mean() == 0.5 and (after == 0).mean() < 0.01
-  wrong = ['--config.model.linear=low_rank(rank=2)', begin]
-  assert run(tmp_path / 'x', *wrong) == 2
+  assert (before == 0).mean() < 0.01 and (after == 0).mean() < 0.01
+  assert (still == 0).mean() == 0.5 and np.all((still == before) | (still == 0))
+  for linear in ('low_rank(rank=2)', 'spdf(sparsity=0.75)'):
+    assert run(tmp_path / 'x', f'--config.model.linear={linear}', begin) == 2
+
+
+def logits(workdir, made=None):
+  """Of a run directory's parameters, or of those that a run has just begun with."""
+  source, params, vars, _ = restore.load(workdir)
+  if made is not None:
+    source, state = made, restore.begin(made, made.init(jax.random.key(1)))
+    params, vars = state.params, state.vars
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16)), jnp.int32)
+  ctx = kinds.Ctx(jnp.broadcast_to(jnp.arange(16), tokens.shape))
+  return embedding.logits(source.architecture.apply({'params': params, **vars}, tokens, ctx))
+
+
+def built(*changes):
+  settings = [a.removeprefix('--config.').split('=', 1) for a in (*TINY[1:], *changes)]
+  return build.build(config.resolve(config.load('quickstart', settings)))
+
+
+@pytest.mark.slow
+def test_a_trained_pre_norm_model_goes_on_in_its_other_forms(tmp_path):
+  """From layer norm to one coordinate less, some steps there, and back."""
+  common = [
+    '--config.peak_lr=0.05',
+    '--config.steps=4',
+    '--config.model.embed=untied()',
+    '--config.model.position=learned()',
+    '--config.model.mixer=gqa(head_dim=8, heads=2, bias=True)',
+    '--config.model.ffn=gelu(hidden=32, bias=True)',
+  ]
+  whole = ['--config.model.norm=layer_norm()', '--config.model.final_norm=layer_norm(bias=False)']
+  short = (
+    '--config.model.width=15',
+    *(f'--config.model.{k}=pre_crmsnorm()' for k in ('norm', 'final_norm')),
+  )
+  centred = (
+    '--config.model.residual=pre_rmsnorm()',
+    *(f'--config.model.{k}=rms_norm(eps=1e-5)' for k in ('norm', 'final_norm')),
+  )
+  assert run(tmp_path / 'a', *common, *whole) == 0
+  found = params(tmp_path / 'a', 4)['segment_0']['0_block']['norm_ffn']
+  assert np.abs(found['scale'] - 1).max() > 1e-3 < np.abs(found['bias']).max()
+  begin = lambda name: f'--config.init_from=pre_crmsnorm(run="{tmp_path / name}")'
+  for source, targets in (('a', (short, centred)), ('b', (whole, centred))):
+    want = logits(tmp_path / source)
+    for target in targets:
+      got = logits(tmp_path / source, built(*common, *target, begin(source)))
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    if source == 'a':
+      assert run(tmp_path / 'b', *common, *short, begin('a')) == 0
+      assert run(tmp_path / 'b', *common, *short, begin('a')) == 0, 'a resume'
+      assert np.abs(logits(tmp_path / 'b') - want).max() > 1e-2, 'it went on'
+
+
+@pytest.mark.slow
+def test_structured_factors_lose_their_guide_or_become_matrices(tmp_path):
+  factors, both = 'structured_ffn(rank=4)', 'structured_ffn(rank=4, guided=0.5, steps=2)'
+  assert run(tmp_path / 'a', f'--config.model.linear={both}', '--config.peak_lr=0.05') == 0
+  begin, want = (
+    f'--config.init_from=merge_structured(run="{tmp_path / "a"}")',
+    logits(tmp_path / 'a'),
+  )
+  for linear in (factors, 'dense()'):
+    got = logits(tmp_path / 'a', built(f'--config.model.linear={linear}', begin))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+  assert run(tmp_path / 'w', begin) == 0
