@@ -26,6 +26,7 @@ SETTINGS = {
   'data.length': 16,
   'batch_tokens': 128,
   'schedule': 'constant()',
+  'steps': 6,
   'peak_lr': 0.01,
 }
 SIDES = dict(
