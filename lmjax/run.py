@@ -106,7 +106,11 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
     progress.quiet()
   checkpoints = checkpointer(c, path.path)
   restorer = restore.Restorer(run, checkpoints, feed, path.path)
-  state = restorer.first(choice)
+  try:
+    state = restorer.first(choice)
+  except ValueError:  # another run's variables that do not fit
+    path.disown()
+    raise
   path.adopt()
   start, n = int(state.step), build_lib.counts(run)['total']
   progress.say(

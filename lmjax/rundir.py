@@ -71,6 +71,18 @@ class RunDir:
         self.config = _write_identity(self.path, self.forced, self.fingerprint)
       self.forced = None
 
+  def disown(self) -> None:
+    """Takes back what opening a new directory wrote, for a run that could not begin: the same
+    directory may be given with another config.
+    """
+    if self.resumed or self.lock is None or (self.path / 'metrics.jsonl').exists():
+      return
+    with contextlib.suppress(OSError):
+      if self.checkpoints.is_dir():
+        self.checkpoints.rmdir()  # refuses where there is one
+      for name in ('versions.json', 'command.txt', 'config.json', 'fingerprint.txt'):
+        (self.path / name).unlink(missing_ok=True)
+
   def close(self) -> None:
     """Lets another process use the directory."""
     if self.lock is not None:

@@ -338,6 +338,7 @@ def test_init_from(finished, tmp_path, capsys):
   assert first['loss'] < lines(workdir, 'train')[0]['loss']
   assert run(tmp_path / 'x', *data, f'--config.init_from={workdir}', '--config.model.width=32') == 2
   assert 'embed/table has shape (260, 16)' in capsys.readouterr().err
+  assert run(tmp_path / 'x', *data, f'--config.init_from={workdir}') == 0  # it is free again
   absent = f'--config.init_from={tmp_path / "absent"}'
   assert run(tmp_path / 'y', absent, '--config.data.train=text(path="not read yet")') == 2
   assert f'config.init_from: {tmp_path / "absent"}: no such directory' in capsys.readouterr().err
