@@ -29,8 +29,8 @@ stream is another one where the last coordinate is left out. The optimizer begin
 What has no exact image is refused. One table for both ends writes to the stream and reads from it:
 `tied()` goes to the first two rows as it is; to the third only if all gains of the final norm are
 equal; to and from the fourth never, so that `untied()` is expected here. A bias of the final norm
-stays in a final layer_norm, or goes into a bias over the vocabulary where the embedding has one and
-no cap lies between; untied() has none. Waves added to the embedding (`sinusoidal`) have a mean and
+stays in a final layer_norm, or goes into a bias over the vocabulary where the embedding has one, as
+untied(bias=True) has, and no cap lies between. Waves added to the embedding (`sinusoidal`) have a mean and
 become a table, `learned()`, in the last two rows. Also refused: norms behind the embedding, other
 layers and norms, matrices that are not full, mixers and feed-forward with parameters along the
 width that are no matrices. Those that use their input other than through matrices, without a

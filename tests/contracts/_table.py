@@ -124,6 +124,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     'untied()',
     'untied(multiple_of=8)',
     'untied(scale=3.0)',
+    'untied(multiple_of=8, bias=True)',
     'stable()',
     'stable(multiple_of=8, tied=False)',
     'stable(norm=rms_norm(), scale=3.0)',

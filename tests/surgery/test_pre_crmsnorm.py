@@ -99,6 +99,10 @@ PAIRS = {
     {**SHORTER, 'final_norm': 'pre_crmsnorm(eps=0.03, scale=True)'},
   ),
   'layer norm without gains of its own': (LAYERS, model('layer_norm(eps=0.03, scale=False)')),
+  "a final norm's bias becomes that of words": (
+    model(LAYER, embed='tied(scale=2.0)'),
+    {**SHORTER, 'embed': 'untied(scale=2.0, bias=True)'},
+  ),
   'rms norm to layer norm': (CENTRED, model(LAYER)),
   'rms norm to compressed': (CENTRED, SHORTER),
   'rms norm to centred writers': (CENTRED, FOLDED),
