@@ -9,7 +9,8 @@ cost (arXiv:2305.14858), which shows as the same loss. `post` has no claim: Mix-
 behind Pre-LN, and unstable.
 
 Norms have gains and no biases, as those of the papers but for GPT-2's. LayerNorm Scaling comes with
-initial values that do not shrink with depth, as its authors': both would do the same twice.
+initial values that do not shrink with depth, as its authors': both would do the same twice. Peri-LN
+norms the embeddings too, as its paper's does.
 """
 
 from lmjax.experiment import Arm
@@ -36,8 +37,8 @@ LAYER_NORM, RMS_NORM = 'layer_norm(bias=False, eps=1e-5)', 'rms_norm(eps=1e-5)'
 
 
 def get_experiment():
-  def arm(name, residual, claim=None, norm=LAYER_NORM, init='fan_in()'):
-    norms = {'model.norm': norm, 'model.final_norm': norm}
+  def arm(name, residual, claim=None, norm=LAYER_NORM, init='fan_in()', embed_norm=''):
+    norms = {'model.norm': norm, 'model.final_norm': norm, 'model.embed_norm': embed_norm}
     return Arm(name, {'model.residual': residual, 'model.init': init, **norms}, RATES, claim)
 
   return Experiment(
@@ -48,6 +49,7 @@ def get_experiment():
       'model.blocks.block.residual',
       'model.blocks.block.norm',
       'model.final_norm',
+      'model.embed_norm',
       'model.init',
       'peak_lr',
     ),
@@ -58,7 +60,7 @@ def get_experiment():
       arm(
         'layernorm_scaling', 'layernorm_scaling()', Better(), init='fan_in(scale_residual=False)'
       ),
-      arm('peri_ln', 'peri_ln()', Better()),
+      arm('peri_ln', 'peri_ln()', Better(), embed_norm=LAYER_NORM),
       arm('pre_rmsnorm', 'pre_rmsnorm()', AsGood(0.01), norm=RMS_NORM),
     ),
     changes=CPU,
