@@ -13,19 +13,17 @@ Nothing that exists is overwritten.
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from typing import Any, Mapping, Sequence
 
 from lmjax import files
+from lmjax import versions
 
 FILES = (
   'config.json',
@@ -39,7 +37,6 @@ FILES = (
   'checkpoints',
   'report.html',
 )
-PACKAGES = ('lmjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _SHOWN = 5
 _ABSENT = object()
 _HELD: set[tuple[int, int]] = set()  # lock files that this process holds: device, inode
@@ -345,7 +342,7 @@ def _append_command(path: pathlib.Path, command: Sequence[str] | None) -> None:
 
 
 def _append_versions(path: pathlib.Path) -> None:
-  file, now = path / 'versions.json', versions()
+  file, now = path / 'versions.json', versions.record()
   past = []
   if file.exists():
     try:
@@ -357,55 +354,3 @@ def _append_versions(path: pathlib.Path) -> None:
   if not past or {k: v for k, v in past[-1].items() if k != 'time'} != now:
     time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     files.write(file, json.dumps([*past, {'time': time, **now}], indent=2) + '\n')
-
-
-def versions() -> dict[str, Any]:
-  """Software, device and commit, each None where unknown."""
-  import jax
-
-  out: dict[str, Any] = {'python': platform.python_version()}
-  out |= {p: package_version(p) for p in PACKAGES}
-  devices = jax.devices()
-  return (
-    out
-    | {
-      'platform': platform.platform(),
-      'backend': devices[0].platform,
-      'device': devices[0].device_kind,
-      'devices': len(devices),
-      'processes': jax.process_count(),
-      'host': socket.gethostname(),
-      'cpus': os.cpu_count(),
-    }
-    | _commit(pathlib.Path(__file__).parent)
-  )
-
-
-def package_version(package: str) -> str | None:
-  """The installed version, or None."""
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def _commit(folder: pathlib.Path) -> dict[str, Any]:
-  """Commit of the checkout that holds this code, and whether tracked files of the package were
-  changed (an experiment's results are no code); an installed copy has none.
-  """
-
-  def git(*args):
-    return subprocess.run(
-      ['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=10, check=True
-    ).stdout
-
-  try:
-    git(
-      'ls-files', '--error-unmatch', '__init__.py'
-    )  # another repository may surround an installed copy
-    return {
-      'commit': git('rev-parse', 'HEAD').strip(),
-      'dirty': bool(git('status', '--porcelain', '--untracked-files=no', '--', '.').strip()),
-    }
-  except (OSError, subprocess.SubprocessError):
-    return {'commit': None, 'dirty': None}

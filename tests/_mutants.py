@@ -87,7 +87,7 @@ MUTATIONS = (
     'Fact(in_names + out_names, out_names, self.role)',
     C + 'linear.py',
   ),
-  ('models/linears/dense.py', 'y = y + shard.gather', 'y = y - shard.gather', C + 'linear.py'),
+  ('nn/params.py', 'return y + shard.gather', 'return y - shard.gather', C + 'linear.py'),
   (
     'models/positions/rope.py',
     'b * cos + a * sin], axis=-1)\n    else',
@@ -693,9 +693,9 @@ MUTATIONS = (
     'tests/models/test_low_rank.py',
   ),
   (
-    'models/linears/low_rank.py',
-    'if self.rank >= min(',
-    'if self.rank > min(',
+    'models/linears/_factors.py',
+    'if rank >= min(',
+    'if rank > min(',
     'tests/models/test_low_rank.py',
   ),
   (

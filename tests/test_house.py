@@ -12,6 +12,9 @@ import subprocess
 import pytest
 
 import lmjax
+from _mutants import MUTATIONS
+from _mutants_methods import METHODS
+from _mutants_methods import MORE
 from lmjax import config
 from lmjax import kinds
 from lmjax import registry
@@ -344,3 +347,10 @@ def test_every_promise_names_tests_that_exist():
 def test_every_kind_has_parts_and_a_suite(kind):
   assert registry.names(kind), kind
   assert (ROOT / f'tests/contracts/test_{kind}.py').is_file(), f'no contract suite for {kind}'
+
+
+def test_every_mutation_finds_its_text():
+  """Else `tests/mutate.py` would try fewer than it lists."""
+  for file, text, other, tests in (*MUTATIONS, *METHODS, *MORE):
+    assert text in (ROOT / 'lmjax' / file).read_text(), f'{file} has no {text!r}'
+    assert text != other and (ROOT / tests.split('::')[0]).exists(), (file, tests)

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lmjax import exits
-from lmjax import rundir
+from lmjax import versions
 from lmjax.checkpoint import manifest
 from lmjax.checkpoint import reader
 from lmjax.checkpoint import room
@@ -202,8 +202,8 @@ class Checkpointer(reader.Reader):
           leaves=leaves,
           scores=scores,
           empty=empty,
-          version=rundir.package_version('lmjax') or '',
-          versions={p: v for p in _VERSIONS if (v := rundir.package_version(p))},
+          version=versions.package('lmjax') or '',
+          versions={p: v for p in _VERSIONS if (v := versions.package(p))},
         )
       self.last_seconds = time.monotonic() - start
       if jax.process_index() == 0:

@@ -30,11 +30,11 @@ What has no exact image is refused. One table for both ends writes to the stream
 `tied()` goes to the first two rows as it is; to the third only if all gains of the final norm are
 equal; to and from the fourth never, so that `untied()` is expected here. A bias of the final norm
 stays in a final layer_norm, or goes into a bias over the vocabulary where the embedding has one, as
-untied(bias=True) has, and no cap lies between. Waves added to the embedding (`sinusoidal`) have a mean and
-become a table, `learned()`, in the last two rows. Also refused: norms behind the embedding, other
-layers and norms, matrices that are not full, mixers and feed-forward with parameters along the
-width that are no matrices. Those that use their input other than through matrices, without a
-parameter to tell it, are not noticed.
+untied(bias=True) has, and no cap lies between. Waves added to the embedding (`sinusoidal`) have a
+mean and become a table, `learned()`, in the last two rows. Also refused: norms behind the
+embedding, other layers and norms, matrices that are not full, mixers and feed-forward with
+parameters along the width that are no matrices. Those that use their input other than through
+matrices, without a parameter to tell it, are not noticed.
 
 Trap: with layers `pre` and rms_norm the writers are centred once; training brings the mean back,
 and the run is then an rms norm model like others. Train with `pre_rmsnorm`.
