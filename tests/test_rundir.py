@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from lmjax import rundir
+from lmjax import versions
 
 CONFIG = {'steps': 10, 'model': {'width': 8, 'window': None}, 'shape': (1, 2), 'log_every': 5}
 
@@ -46,7 +47,7 @@ def test_a_resume_keeps_the_config_and_adds_the_command(tmp_path):
 
 def test_new_versions_are_appended(tmp_path, monkeypatch):
   _open(tmp_path)
-  monkeypatch.setattr(rundir, 'versions', lambda: {'jax': 'next'})
+  monkeypatch.setattr(versions, 'record', lambda: {'jax': 'next'})
   _open(tmp_path)
   assert [v['jax'] == 'next' for v in json.loads((tmp_path / 'versions.json').read_text())] == [
     False,
@@ -203,10 +204,10 @@ def test_the_commit_is_that_of_this_code(tmp_path):
   git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b']
   subprocess.run([*git, 'add', '.'], check=True)
   subprocess.run([*git, 'commit', '-qm', 'x'], check=True)
-  clean = rundir._commit(tmp_path)
+  clean = versions._commit(tmp_path)
   assert len(clean['commit']) == 40 and clean['dirty'] is False
   (tmp_path / '__init__.py').write_text('changed')
-  assert rundir._commit(tmp_path)['dirty'] is True
+  assert versions._commit(tmp_path)['dirty'] is True
   (tmp_path / 'site').mkdir()
   (tmp_path / 'site' / '__init__.py').write_text('')  # an installed copy inside somebody's checkout
-  assert rundir._commit(tmp_path / 'site') == {'commit': None, 'dirty': None}
+  assert versions._commit(tmp_path / 'site') == {'commit': None, 'dirty': None}
