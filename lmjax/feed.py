@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from lmjax import config as config_lib
+from lmjax import files
 from lmjax import mixing as mixing_lib
 from lmjax import registry
 from lmjax import specs
@@ -38,7 +39,7 @@ class Feed:
     self.skips = skips_lib.read(workdir)
     d = run.config['data']
     cache = (
-      pathlib.Path(d['cache']).expanduser() if d['cache'] else pathlib.Path(workdir) / 'tokens'
+      pathlib.Path(files.expanded(d['cache'])) if d['cache'] else pathlib.Path(workdir) / 'tokens'
     )
     names, weights, stores = self._stores('train', cache)
     self._plan = self._named(

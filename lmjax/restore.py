@@ -8,6 +8,7 @@ import jax
 
 from lmjax import build as build_lib
 from lmjax import config as config_lib
+from lmjax import files
 from lmjax import kinds
 from lmjax import progress
 from lmjax import registry
@@ -273,7 +274,7 @@ def config_of(source: str) -> dict[str, Any]:
 
 def _folder(source: str) -> pathlib.Path:
   """The run directory that a checkpoint lies in; the path itself where there is none."""
-  path = pathlib.Path(source).expanduser().resolve()
+  path = pathlib.Path(files.expanded(source)).resolve()
   return next((p for p in (path, *path.parents[:2]) if (p / 'config.json').is_file()), path)
 
 
@@ -311,7 +312,7 @@ def find_checkpoint(source: str, where: str = '') -> tuple[Checkpointer, int]:
   """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
   scores are known, else the last. Raises ValueError, which begins with `where`.
   """
-  path = pathlib.Path(source).expanduser()
+  path = pathlib.Path(files.expanded(source))
   if path.name.isdigit() and path.is_dir():
     reader, step = Checkpointer(path.parent), int(path.name)
     if step not in reader.offered():

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax import files
+
 UNREADABLE = (
   AttributeError,
   EOFError,
@@ -86,7 +88,7 @@ def load(path, vocab: int, tokenizer=None) -> Tables:
   """Raises ValueError naming the file where it is missing, is no such file, was counted with
   another tokenizer, or has ids outside the vocabulary.
   """
-  path = os.path.expanduser(os.path.expandvars(str(path)))
+  path = files.expanded(path)
   try:
     with np.load(path, allow_pickle=False) as f:
       arrays = {k: f[k] for k in f.files}

@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any, Iterator, NamedTuple, Sequence
 
+from lmjax import files
 from lmjax.evals import _paths
 
 RANGE = (0.0, 5.0)  # of STS-B's labels
@@ -98,7 +99,7 @@ def folder(path: str) -> pathlib.Path:
   ValueError.
   """
   if path:
-    found = pathlib.Path(path).expanduser()
+    found = pathlib.Path(files.expanded(path))
   else:
     root = next((os.environ[v] for v in _paths.VARIABLES if os.environ.get(v)), None)
     if root is None:

@@ -12,6 +12,7 @@ import os
 import pathlib
 from typing import Any, Iterable
 
+from lmjax import files
 from lmjax import kinds
 
 VARIABLES = ('LMJAX_DATA', 'LMJAX_TEST_DATA')
@@ -21,7 +22,7 @@ ENDINGS = ('', '.xz', '.gz', '.zst')
 def find(path: str, default: str = '') -> pathlib.Path:
   """The file `path`, or the eval's default one. Raises ValueError that says how to name a file."""
   if path:
-    found = pathlib.Path(path).expanduser()
+    found = pathlib.Path(files.expanded(path))
     if not found.is_file():
       raise ValueError(f'path={path!r}: no such file')
     return found

@@ -530,3 +530,14 @@ def test_wrong_arguments_are_refused(spec):
 def test_a_missing_file_is_named():
   with pytest.raises(ValueError, match='nowhere.txt.*no such file'):
     run('perplexity(path="nowhere.txt")', Fake())
+
+
+def test_variables_and_homes_are_expanded(tmp_path, monkeypatch):
+  """As in paths of data: a recipe names $LMJAX_DATA in both."""
+  monkeypatch.setenv('HERE', str(tmp_path))
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for name in ('a.txt', 'RTE.train.tsv', 'RTE.dev.tsv'):
+    (tmp_path / name).write_text('a')
+  for place in ('$HERE', '~'):
+    registry.make('eval', f'perplexity(path="{place}/a.txt")')()
+    registry.make('eval', f'glue_finetuning(tasks="rte", path="{place}")')()

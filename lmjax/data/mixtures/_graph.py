@@ -46,21 +46,10 @@ def read(path: str) -> tuple[dict[str, str], np.ndarray]:
 def make(runs: list[str]) -> dict:
   """What the file holds, from finished runs. Raises ValueError naming the run."""
   configs = [rundir.read_config(run) for run in runs]
-  first, rows, steps = compared(configs[0]), {}, configs[0]['steps']
+  rows, steps = {}, configs[0]['steps']
   sources = _match.sources(configs[0]['data']['train'])
+  check_alike(runs, configs)
   for run, c in zip(runs, configs):
-    mine = compared(c)
-    for key in sorted(first.keys() | mine.keys()):
-      if mine.get(key) != first.get(key):
-        raise ValueError(
-          f'{run}: its config.{key} is {specs.brief(mine.get(key))}, that of {runs[0]} is '
-          f'{specs.brief(first.get(key))}; runs that differ in config.data.mixture alone are '
-          'expected'
-        )
-    if c['eval']['batches']:
-      raise ValueError(
-        f'{run}: config.eval.batches={c["eval"]["batches"]}: all held-out rows (0) are expected'
-      )
     call = specs.call(c['data']['mixture'])
     if call.name != 'single':
       raise ValueError(
@@ -75,6 +64,24 @@ def make(runs: list[str]) -> dict:
     raise ValueError(f'no run is on the source {missing[0]}; one for each of them is expected')
   tokens = sum(c['steps'] * c['batch_tokens'] for c in configs)
   return dict(sources=sources, graph=[rows[n] for n in sources], steps=steps, tokens=tokens)
+
+
+def check_alike(runs: list[str], configs: list[dict]) -> None:
+  """Raises ValueError naming a run, and the key in which it differs from the first one."""
+  first = compared(configs[0])
+  for run, c in zip(runs, configs):
+    mine = compared(c)
+    for key in sorted(first.keys() | mine.keys()):
+      if mine.get(key) != first.get(key):
+        raise ValueError(
+          f'{run}: its config.{key} is {specs.brief(mine.get(key))}, that of {runs[0]} is '
+          f'{specs.brief(first.get(key))}; runs that differ in config.data.mixture alone are '
+          'expected'
+        )
+    if c['eval']['batches']:
+      raise ValueError(
+        f'{run}: config.eval.batches={c["eval"]["batches"]}: all held-out rows (0) are expected'
+      )
 
 
 def compared(config: dict) -> dict:

@@ -5,6 +5,7 @@ JSON files. Nothing is downloaded.
 import dataclasses
 import pathlib
 
+from lmjax import files as files_lib
 from lmjax.data.sources import _files
 from lmjax.data.sources import _json
 from lmjax.registry import register
@@ -31,7 +32,7 @@ class Hf:
 
   @property
   def _folder(self) -> pathlib.Path | None:
-    folder = pathlib.Path(self.path).expanduser()
+    folder = pathlib.Path(files_lib.expanded(self.path))
     saved = any((folder / n).is_file() for n in ('dataset_dict.json', 'state.json'))
     return folder if saved else None
 

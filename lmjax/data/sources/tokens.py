@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 
+from lmjax import files as files_lib
 from lmjax.data import store as store_lib
 from lmjax.data.sources import _files
 from lmjax.registry import register
@@ -41,7 +42,7 @@ class Tokens:
 
   def store(self) -> store_lib.TokenStore:
     """The ids in place. Raises ValueError naming the file."""
-    path = pathlib.Path(self.path).expanduser()
+    path = pathlib.Path(files_lib.expanded(self.path))
     if path.is_dir():
       self._refuse(path, 'a prepared folder', 'dtype', 'eos')
       return store_lib.TokenStore.open(path)
@@ -97,7 +98,7 @@ class Tokens:
     return np.memmap(file, dtype, mode='r'), None
 
   def fingerprint(self) -> str:
-    if pathlib.Path(self.path).expanduser().is_dir():
+    if pathlib.Path(files_lib.expanded(self.path)).is_dir():
       return self.store().fingerprint()
     # No times: a copy of the file gives the same training run.
     return _files.fingerprint(self._files(), 'tokens', self.dtype, self.eos, times=False)
