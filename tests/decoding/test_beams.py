@@ -6,8 +6,6 @@ import pytest
 
 from lmjax.decoding import _beams
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 NONE = -np.inf
 
 

@@ -13,8 +13,6 @@ from lmjax import generate
 from lmjax.decoding import _base
 from lmjax.decoding import contrastive_decoding as cd
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 EXPERT = np.array([[0.5, 0.3, 0.15, 0.04, 0.01], [0.2, 0.2, 0.2, 0.2, 0.2]])
 AMATEUR = np.array([[0.7, 0.1, 0.05, 0.001, 0.149], [0.4, 0.3, 0.1, 0.1, 0.1]])
 
@@ -47,6 +45,7 @@ def plain(prompts=PROMPTS, n=12):
   return _steps.run('greedy()', MODELS[:1], prompts, n).texts_BKT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'how', ['alpha=1.0, beam=1', 'alpha=1.0, beam=3', 'amateur_temperature=1e+20, beam=1']
 )
@@ -56,6 +55,7 @@ def test_limits_are_the_experts_greedy_text(how):
   np.testing.assert_array_equal(found.texts_BKT, plain())
 
 
+@pytest.mark.slow
 def test_between_equal_scores_the_expert_decides():
   """Two equal models give 0 to all that is plausible."""
   found = _steps.run(GREEDY, MODELS[:1] * 2, PROMPTS, 12)
@@ -77,6 +77,7 @@ def test_greedy_takes_the_best_score():
   assert (found != plain()[:, 0]).any()
 
 
+@pytest.mark.slow
 def test_an_amateur_of_little_context_sees_the_last_tokens_alone():
   """With one token the table's row of no token before it holds."""
   found = _steps.run('contrastive_decoding(beam=1, context=1)', MODELS, PROMPTS, 12)
@@ -104,6 +105,7 @@ def best_text(tables, prompt, n, eos):
   return list(max(found, key=found.get))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('eos', [-1, 1])
 def test_a_wide_beam_finds_the_best_of_all_texts(eos):
   """4^4 texts, a beam of 64 that never drops one; ended texts compete by their mean."""
@@ -135,6 +137,7 @@ def narrow_beam(tables, prompt, n, k, eos):
   return max(live + ended, key=lambda b: b[0] / len(b[1]))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('k', [2, 3])
 def test_a_narrow_beam_is_that_of_a_plain_program(k):
   tables = [_steps.table(5, seed, scale=1.0) for seed in (5, 6)]
@@ -155,6 +158,7 @@ def test_a_beam_whose_every_text_ended_is_done():
   assert found.texts_BKT[0, 0].tolist() == [1] + [-1] * 7 and found.steps_B.tolist() == [1]
 
 
+@pytest.mark.slow
 def test_a_rule_draws_from_the_scores():
   """20,000 draws from softmax(score / 0.5): 4 degrees of freedom stay below 18.5 in all but one
   of a thousand tries.
@@ -169,6 +173,7 @@ def test_a_rule_draws_from_the_scores():
   assert _steps.chi_square(counts, want / want.sum()) < 18.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['beam=3', 'beam=1, rule=temperature()'])
 def test_a_row_alone_is_the_row_in_a_batch(how):
   spec = f'contrastive_decoding({how})'
@@ -183,6 +188,7 @@ def instance(depth, seed=0):
   return _table.model(**how), jax.tree.map(lambda a: 2 * a, _table.model_params(seed=seed, **how))
 
 
+@pytest.mark.slow
 def test_a_beam_with_caches_is_the_beam_of_whole_forwards():
   """Caches follow their texts: the beam again, in float64, with a forward of every text."""
   expert, amateur = instance(2), instance(1, seed=7)
@@ -224,6 +230,7 @@ def test_a_beam_with_caches_is_the_beam_of_whole_forwards():
     ('contrastive_decoding(amateur_temperature=0.0)', 'amateur_temperature=0.0'),
     ('contrastive_decoding(beam=0)', 'beam=0'),
     ('contrastive_decoding(context=-1)', 'context=-1'),
+    ('contrastive_decoding(context=1001)', 'context=1001: 0 for all, or from 1 to 1000'),
     ('contrastive_decoding(rule=temperature())', 'beam=5 must be 1'),
     ('contrastive_decoding(beam=1, rule=mirostat())', 'filters'),
     ('contrastive_decoding() | top_k(k=3)', 'joined'),

@@ -12,8 +12,6 @@ from lmjax import decode_loop
 from lmjax import kinds
 from lmjax import registry
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 MODELS = {
   'full()': dict(position='learned()', blocks__block__mixer='gqa(head_dim=8, kv_heads=2)'),
   'window(spare=3)': dict(
@@ -32,6 +30,7 @@ def model(cache):
   return _table.model(**how), _table.model_params(**how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cache', MODELS)
 def test_tokens_taken_back_leave_no_trace(cache):
   """Six rounds: four tokens in one pass, then 0 ... 3 of them back, row by row; the ring wraps. The
@@ -97,6 +96,7 @@ def test_a_state_that_cannot_go_back_is_refused():
     decode_loop.back(slot, jnp.ones(1, jnp.int32), 3)
 
 
+@pytest.mark.slow
 def test_rows_are_gathered_in_every_layer():
   net, variables = model('full()')
   tokens = jnp.int32([[1, 2], [3, 4], [5, 6]])

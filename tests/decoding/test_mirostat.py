@@ -12,8 +12,6 @@ from lmjax.decoding import _base
 from lmjax.decoding import mirostat
 from lmjax.interop import llama2c
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 LOG2 = np.log(2)
 
 
@@ -95,6 +93,7 @@ def step(spec, p, mu, n, seed=0):
   return np.asarray(tokens), np.asarray(state.own)
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_from_what_is_kept_renormalised():
   tokens, _ = step('mirostat()', P, 3.0, 20_000)
   want = np.where(np.arange(5) < 3, P, 0)
@@ -130,6 +129,7 @@ def test_mu_starts_at_twice_the_target_and_is_carried():
   assert len(set(mu.round(3))) == 3
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_the_row_in_a_batch():
   model, prompts = _steps.Table(_steps.table(6)), [[1, 2], [3, 0], [5, 5, 2]]
   together = _steps.run('mirostat(tau=1.5)', [model], prompts, 12, seed=3).texts_BKT
@@ -138,6 +138,7 @@ def test_a_row_alone_is_the_row_in_a_batch():
     assert alone[0].tolist() == together[i].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('tau', [2.3, 3.3])
 def test_the_mean_surprise_is_the_target(version, tau):

@@ -16,8 +16,6 @@ from lmjax.data import store as store_lib
 from lmjax.decoding import _base
 from lmjax.decoding import _ngrams
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory) -> pathlib.Path:

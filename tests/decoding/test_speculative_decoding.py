@@ -17,8 +17,6 @@ from lmjax.decoding import _base
 from lmjax.decoding import speculative_decoding as sd
 from lmjax.interop import llama2c
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])
 
 
@@ -53,6 +51,7 @@ def test_the_formula(alpha, gamma, tokens):
   assert abs(sd.expected_tokens(alpha, gamma) - tokens) < 1e-4
 
 
+@pytest.mark.slow
 def test_tokens_of_a_pass_are_those_of_the_formula():
   """Where what came before does not matter, every position accepts with 0.7 = sum min(p, q)."""
   models = [_steps.Table(_steps.independent(x)) for x in (P, Q)]
@@ -78,6 +77,7 @@ def joint(p, length, before):
   return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'spec',
   [
@@ -102,6 +102,7 @@ def test_the_joint_distribution_is_the_targets(spec):
   assert found.steps_B.min() < found.steps_B.max()  # rows went on by different numbers of tokens
 
 
+@pytest.mark.slow
 def test_the_draft_itself_is_always_accepted():
   """One pass makes gamma + 1 tokens, also behind a prompt of one token."""
   model = _steps.Table(_steps.table(5))
@@ -109,6 +110,7 @@ def test_the_draft_itself_is_always_accepted():
   assert found.steps_B.tolist() == [5, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('gamma', [1, 4])
 @pytest.mark.parametrize('seed', [1, 2])
 def test_greedy_text_is_the_targets(gamma, seed):
@@ -143,6 +145,7 @@ def passes(target, draft, prompt, gamma, n):
   return steps
 
 
+@pytest.mark.slow
 def test_eos_inside_an_accepted_run_ends_the_text():
   model, prompts = _steps.Table(_steps.table(6)), [[1, 2], [3], [5, 5, 2], [0, 4]]
   spec = 'speculative_decoding(gamma=4, rule=greedy())'
@@ -154,6 +157,7 @@ def test_eos_inside_an_accepted_run_ends_the_text():
     assert b == a[:stop] + [-1] * (20 - stop)
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_the_row_in_a_batch():
   models = [_steps.Table(_steps.table(6, seed)) for seed in (0, 1)]
   prompts, spec = [[1, 2], [3], [5, 5, 2]], 'speculative_decoding(gamma=3)'
@@ -178,6 +182,7 @@ def instance(depth=2, **how):
   return net, jax.tree.map(lambda a: 2 * a, _table.model_params(length=64, depth=depth, **how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_greedy_text_of_real_models_is_the_targets(variant):
   """A draft with half of the layers; at 48 tokens the longest prompt uses every position, and eos
@@ -196,6 +201,7 @@ def test_greedy_text_of_real_models_is_the_targets(variant):
   assert [g.tolist() for g in few] == [p[:2] for p in plain]
 
 
+@pytest.mark.slow
 def test_sampled_rows_of_real_models_do_not_depend_on_the_batch():
   target, draft = instance(), instance(depth=1)
   rule = 'speculative_decoding(gamma=2, rule=temperature(t=3.0))'
@@ -267,6 +273,7 @@ def test_a_plain_rule_refuses_a_second_model():
     generate.generate(net, variables, [[1]], max_tokens=2, others=[(net, variables)])
 
 
+@pytest.mark.slow
 def test_a_trained_model_writes_its_greedy_text(test_data):
   """stories15M, the draft its own first layers: what plain decoding writes, in fewer passes."""
   resolved, variables = llama2c.load(str(test_data / 'checkpoints' / 'stories15M'))

@@ -17,8 +17,6 @@ from lmjax.decoding import _base
 from lmjax.decoding import _ngrams
 from lmjax.decoding import superposed_decoding as sd
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory) -> pathlib.Path:
@@ -38,6 +36,7 @@ def test_weights_are_the_softmax_of_the_scores():
   np.testing.assert_allclose(got[0], [1 / (1 + np.exp(-1)), 0, 1 / (1 + np.e)], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('embed', ['untied(scale=3.0)', 'stable(scale=2.0)'])
 def test_the_input_is_the_mixture_of_embeddings(embed):
   """Before positions are added and before the first layer; equal tokens give that token's input."""
@@ -155,6 +154,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 def test_drafts_are_those_of_the_plain_program(case, path):
   how = CASES[case]
@@ -180,6 +180,7 @@ def test_drafts_are_those_of_the_plain_program(case, path):
   assert (len(lengths) > 1) == (case == 'eos')
 
 
+@pytest.mark.slow
 def test_one_draft_without_n_grams_is_greedy():
   model, prompts = _steps.Table(_steps.table(6)), [[1, 2], [3], [5, 5, 2]]
   found = _steps.run('superposed_decoding(k=1, alpha=0.0)', [model], prompts, 12)
@@ -188,6 +189,7 @@ def test_one_draft_without_n_grams_is_greedy():
   )
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_the_row_in_a_batch():
   model, prompts = _steps.Table(_steps.table(6)), [[1, 2], [3], [5, 5, 2]]
   spec = 'superposed_decoding(alpha=0.0, temperature=1.0, reset=2)'
@@ -197,6 +199,7 @@ def test_a_row_alone_is_the_row_in_a_batch():
     assert alone.texts_BKT[0].tolist() == together.texts_BKT[i].tolist()
 
 
+@pytest.mark.slow
 def test_drafts_of_a_real_model(path):
   """k texts with falling scores, alone as in a batch; greedy for k = 1 and alpha = 0."""
   net = _table.model(length=64)
@@ -228,6 +231,7 @@ def test_drafts_of_a_real_model(path):
     ('superposed_decoding(weights=(1, "a"), alpha=0.0)', 'weights='),
     ('superposed_decoding(penalty=-1.0, alpha=0.0)', 'penalty=-1.0'),
     ('superposed_decoding(reset=-1, alpha=0.0)', 'reset=-1'),
+    ('superposed_decoding(reset=1001, alpha=0.0)', 'reset=1001: 0 for never, or from 1 to 1000'),
     ('superposed_decoding(alpha=0.0) | greedy()', 'joined'),
   ],
 )

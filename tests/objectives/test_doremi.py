@@ -26,8 +26,6 @@ from lmjax.nn import embedding
 from lmjax.objectives import _common
 from lmjax.objectives import doremi
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 M, T, V = 3, 8, _table.VOCAB
 NAMES = ('a', 'b', 'c')
 SEGMENTS = [[1] * 9, [1, 1, 1, 1, 2, 2, 2, 0, 0], [1] * 5 + [0] * 4, [1] * 9, [1] * 9, [0] * 9]
@@ -80,6 +78,7 @@ def by_hand(p, b):
   return nll, (s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('inner', ['clm()', 'clm(z_loss=0.1, label_smoothing=0.3)'])
 def test_the_loss_of_each_token_is_its_slope(inner):
   """Plain likelihood whatever is added to it; weights of the batch's own count."""
@@ -102,6 +101,7 @@ def domains(x, w):
   return [np.array([r[SOURCE == i].sum() for i in range(M)]) for r in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('clip', ['token', 'domain'])
 def test_a_step_by_hand(clip):
   """Excess, weights, loss and its gradient; rows have 8, 5, 4, 8, 8 and 0 targets."""
@@ -146,6 +146,7 @@ def test_a_step_by_hand(clip):
   _table.trees_close(out.vars['reference'], vars['reference'], 0)
 
 
+@pytest.mark.slow
 def test_a_source_that_the_batch_lacks_keeps_its_excess():
   objective, p, ref = make('doremi(reference="r")'), params(0), params(1)
   vars, run = variables(objective, ref), jax.jit(objective.loss, static_argnames='train')
@@ -163,6 +164,7 @@ def test_a_source_that_the_batch_lacks_keeps_its_excess():
   assert float(out.sum / out.weight) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_inner_objective():
   objective, p = make('doremi(reference="r")'), params(0)
   b = batch()
@@ -207,6 +209,7 @@ def trained(objective_spec: str, steps: int):
   return p, vars, metrics
 
 
+@pytest.mark.slow
 def test_noise_gains_no_weight_though_its_loss_is_the_highest():
   spec = 'doremi(reference="r", eta=1.0, clip="domain")'
   p, vars, metrics = trained(spec, 60)
@@ -242,6 +245,7 @@ def run(workdir, data, objective, **how):
   return _runs.run(workdir, data, objective=objective, micro_batches=1, **how)
 
 
+@pytest.mark.slow
 def test_a_run_holds_the_reference_and_a_resume_goes_on_alike(data, reference, tmp_path, capsys):
   spec, copy = LEARN.format(tmp_path / 'ref'), tmp_path / 'ref'
   shutil.copytree(reference, copy)
@@ -281,6 +285,7 @@ def edited(reference, folder, key, value):
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'change, words',
   [
@@ -317,6 +322,7 @@ def test_bad_arguments(spec, words):
     registry.make('objective', spec)
 
 
+@pytest.mark.slow
 def test_one_source_and_micro_batches_are_refused(data, reference, tmp_path, capsys):
   one = data.split(' + ')[0]
   assert run(tmp_path / 'w', one, LEARN.format(reference)) == 2
@@ -325,6 +331,7 @@ def test_one_source_and_micro_batches_are_refused(data, reference, tmp_path, cap
   assert 'config.micro_batches=2' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['auto', 'explicit'])
 def test_a_step_on_a_mesh_equals_one_device(mode):
   words = dict(_runs.SETTINGS, micro_batches=1, objective='doremi(reference="r")', optim='sgd()')

@@ -13,8 +13,6 @@ from lmjax import kinds
 from lmjax import registry
 from lmjax.quantizers import gptq
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 I, O = 24, 6
 
 
@@ -102,6 +100,7 @@ def test_independent_inputs_are_rounded_to_nearest(how, order):
     _table.same(got[key], want[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('group', [None, 8])
 def test_the_size_of_blocks_changes_nothing(group):
   found = [run(f'gptq(bits=3, group={group}, block={b})') for b in (1, 7, I, 1000)]
@@ -141,6 +140,7 @@ def test_equals_a_loop_over_columns(act_order):
   assert np.mean(np.asarray(found['codes']).T != codes) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bits', [2, 3, 4])
 @pytest.mark.parametrize('how', ['', ', group=8', ', clip=True'])
 def test_less_error_than_to_nearest_on_correlated_inputs(bits, how):

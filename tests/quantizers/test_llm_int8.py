@@ -15,8 +15,6 @@ from lmjax import registry
 from lmjax.models.linears import int8
 from lmjax.quantizers import _outliers
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 X = jnp.asarray([[1.0, 2.0, 60.0], [0.5, -1.0, -40.0]])
 W = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [0.01, 0.02]])
 
@@ -55,6 +53,7 @@ def relative(got, want):
   return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+@pytest.mark.slow
 def test_tau_zero_is_the_plain_product_and_infinity_the_plain_method():
   x, w = data()
   c, s = codes(w)

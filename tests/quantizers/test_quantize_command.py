@@ -232,6 +232,65 @@ def test_calibration_never_sees_the_validation_set(source, tmp_path):
   assert np.array_equal(rows['tokens'][: len(first)], first[:11])
 
 
+# ------------------------------------------------------------------ runs that weigh their sources
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """Three files of a few lines."""
+  folder = tmp_path_factory.mktemp('texts')
+  for name in 'abc':
+    (folder / name).write_text(f'{name} cat sat on a mat and saw a dog, {name}!\n' * 40)
+  return [f'text(path="{folder / name}")' for name in 'abc']
+
+
+def weighing(folder, texts, *changes):
+  """A run directory with the first values of a run over two sources."""
+  both = ' + '.join(texts[:2])
+  run = built(('data.train', both), ('data.valid', both), ('model.depth', '1'), *changes)
+  state = run.init(jax.random.key(0))
+  quantize.write(folder, run.config, dict(params=state.params, vars=state.vars), 7)
+  return folder
+
+
+@pytest.mark.parametrize('data', [False, True])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    [('data.mixture', 'single(source="text")')],
+    [('data.mixture', 'aioli(update_steps=32)')],
+    [('objective', 'doge()')],
+    [('objective', 'doremi(reference="nowhere")')],
+  ],
+)
+def test_calibration_needs_no_losses_and_no_second_source(texts, tmp_path, changes, data):
+  """More rows than the first step has, from both sources or from one other."""
+  source = weighing(tmp_path / 'run', texts, *changes)
+  given = dict(data=texts[2]) if data else {}
+  found = quantize.quantize(str(source), 'rtn(bits=8)', str(tmp_path / 'o'), rows=20, **given)
+  assert found['rows'] == 20 and set(found['errors'][0]) >= {'mixer/q', 'ffn/up'}
+  assert found['loss'][0]['loss'] == pytest.approx(found['loss'][1]['loss'], rel=0.01)
+  run, _, vars, _ = restore.load(tmp_path / 'o')
+  assert run.config['objective'].startswith('clm(') and set(vars) == {'vars'}
+
+
+def test_without_the_weights_that_a_proxy_learnt_other_data_are_taken(texts, tmp_path, capsys):
+  source = weighing(tmp_path / 'run', texts, ('data.mixture', 'learned(run="nowhere")'))
+  how = [str(source), '--method=rtn(bits=8)', f'--out={tmp_path / "o"}', '--rows=4']
+  refused(how, 'nowhere', capsys)
+  assert quantize.main([*how, f'--data={texts[2]}']) == 0
+
+
+def test_several_networks_are_refused_before_anything_is_read(tmp_path, capsys):
+  run = built(('objective', 'electra()'), ('model.mixer', 'gqa(head_dim=8, causal=False)'))
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  (folder / 'config.json').write_text(json.dumps(run.config))  # there is no checkpoint
+  how = [str(folder), '--method=rtn(bits=8)', f'--out={tmp_path / "o"}']
+  refused(how, 'trains several networks; a run of one network is expected', capsys)
+  assert not (tmp_path / 'o').exists()
+
+
 # ------------------------------------------------------------------ refusals
 
 

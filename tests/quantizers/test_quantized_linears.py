@@ -21,8 +21,6 @@ from lmjax.models.linears import _codes
 from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import shard
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 SIDES = {
   'up': ((('embed', 24),), (('mlp', 10),)),
   'heads': ((('embed', 24),), (('heads', 2), ('head_dim', 5))),
@@ -52,7 +50,9 @@ def test_the_first_code_is_the_lowest_bits():
   assert _codes.pack(jnp.asarray([1, 2, 3, 0, 2]), 2, 0).tolist() == [0b00111001, 0b10]
 
 
-@pytest.mark.parametrize('sides', SIDES)
+@pytest.mark.parametrize(
+  'sides', ['up', *(pytest.param(s, marks=pytest.mark.slow) for s in ('heads', 'out'))]
+)
 @pytest.mark.parametrize(
   'spec', ['rtn(bits=4, group=8)', 'rtn(bits=3)', 'rtn(bits=8, per="tensor")']
 )
@@ -152,6 +152,7 @@ def alone(spec):
   return loss(spec)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason='eight devices are needed')
 @pytest.mark.parametrize('mode', ['auto', 'explicit'])
 @pytest.mark.parametrize('spec', PARTS)
@@ -176,6 +177,7 @@ def test_codes_are_stacked_over_layers_and_lie_on_a_mesh_like_the_matrix():
   assert set(ffn['up']) == {'bias'}
 
 
+@pytest.mark.slow
 def test_unrolled_is_scanned():
   assert loss(PARTS[0], None, ('model.unroll', '3')) == pytest.approx(alone(PARTS[0]), rel=1e-5)
 
@@ -183,6 +185,7 @@ def test_unrolled_is_scanned():
 # ------------------------------------------------------------------ what is refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spec', PARTS)
 def test_it_is_not_trained(spec):
   """The model is built, for use; only a first state is refused."""

@@ -8,8 +8,6 @@ import _table
 from lmjax import registry
 from lmjax.quantizers import _grid
 
-pytestmark = pytest.mark.slow  # minutes of compiling
-
 F32 = jnp.float32
 
 
@@ -146,7 +144,8 @@ def test_up_never_goes_down():
     ('gptq(bits=4, damp=0.0)', 'damp=0.0: a positive number'),
     ('gptq(bits=4, block=0)', 'block=0: a positive number'),
     ('llm_int8(tau=-1.0)', 'tau=-1.0: at least 0'),
-    ('llm_int8(keep=2, tau=None)', 'keep=2: at least 0, and 0 where tau=None'),
+    ('llm_int8(keep=2, tau=None)', 'keep=2: from 0 to 1000 rows, and 0 where tau=None'),
+    ('llm_int8(keep=1001)', 'keep=1001: from 0 to 1000 rows'),
     ('llm_int8(scaling="columns")', 'scaling'),
     ('awq()', "no quantizer named 'awq'"),
   ],

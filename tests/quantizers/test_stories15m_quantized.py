@@ -1,5 +1,6 @@
 """A real pretrained model in fewer bits: perplexity of TinyStories before and after each method,
-and with planted outlier features, which only the decomposition of LLM.int8() stands.
+and with planted outlier features. The decomposition of LLM.int8() takes off nearly all that they
+cost; what int8 rounds away of their own weights remains, unless those are kept beside the codes.
 """
 
 import importlib.util
@@ -78,10 +79,14 @@ def test_planted_outliers_change_nothing_but_the_numbers(script, test_data):
     np.testing.assert_allclose(*products, rtol=1e-5)
 
 
-def test_only_the_decomposition_stands_planted_outliers(changes):
-  methods = ('llm_int8(keep=8)', 'llm_int8(tau=None)')
+def test_planted_outliers_cost_least_where_their_weights_are_kept(changes):
+  """Planted outliers have weights a fiftieth of the others: a change of at most 0.5 % needs those,
+  taking the features apart in the product is not enough.
+  """
+  methods = ('llm_int8(keep=8)', 'llm_int8()', 'llm_int8(tau=None)')
   found = changes(True, methods)
-  assert abs(found['llm_int8(keep=8)'][0]) < 0.5
-  assert found['llm_int8(tau=None)'][0] > 0.5
+  kept, apart, plain = (found[m][0] for m in methods)
+  assert abs(kept) < 0.5 < apart < 1.0
+  assert plain > 5
   outliers = found['llm_int8(keep=8)'][1]['outliers']
   assert {7, 100, 250} <= set(outliers) and len(outliers) < 30
