@@ -63,7 +63,7 @@ def alone(name):
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(n, marks=pytest.mark.slow if 'scaling' in n or 'pre_r' in n else ())
+    pytest.param(n, marks=pytest.mark.slow if 'scaling' in n or 'pre_' in n else ())
     for n in MODELS
   ],
 )
