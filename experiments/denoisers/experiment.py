@@ -33,7 +33,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
 ALONE = {'spans': (1, 1, 0, 0, 0, 0, 0), 'prefix': (0, 0, 1, 0, 0, 0, 0)}
 
 

@@ -3,7 +3,7 @@
   python -m lmjax.experiment run experiments/linears --scale=cpu
 
 The small GPT of `experiments/optimizers`, tied, with Adam and no decay for every arm, each tuned
-over three rates. All arms take the same steps; parameters, state and FLOPs differ by arm.
+over the same rates. All arms take the same steps; parameters, state and FLOPs differ by arm.
 
   low_rank     rank a quarter of the width, no claim: what the others must beat (its authors find it
                far behind full matrices)
@@ -39,7 +39,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2, 1e-1)}
 GUIDED = f'structured_ffn(rank=16, guided=0.5, steps={STEPS})'
 
 
