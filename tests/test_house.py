@@ -92,6 +92,7 @@ def test_parts_import_no_other_part_and_no_other_room(name):
       'metrics',
       'lm',
       'config',
+      'files',
     ), f'{name} imports {n}; what two rooms share belongs into lmjax.nn, lmjax.parallel or the core'
 
 

@@ -89,6 +89,7 @@ def done(tmp_path_factory):
   return e, folder, runs, said, page
 
 
+@pytest.mark.slow
 def test_arms_share_what_they_rest_on_and_begin_from_it(done):
   e, folder, runs, said, _ = done
   assert sum('run before' in line for line in said) == 2  # the seed to tune on, and another
@@ -104,6 +105,7 @@ def test_arms_share_what_they_rest_on_and_begin_from_it(done):
   assert runner.past(e.scales['cpu'], records) == pytest.approx(spent)
 
 
+@pytest.mark.slow
 def test_the_page_tells_of_it_and_counts_it(done):
   e, folder, _, _, page = done
   assert 'lion begins from an earlier run of its seed: 4 steps.' in page
@@ -112,6 +114,7 @@ def test_the_page_tells_of_it_and_counts_it(done):
   assert f'{sum(r["cpu_seconds"] for r in paid) / 3600:.2f} core-hours' in page
 
 
+@pytest.mark.slow
 def test_what_ended_is_not_run_again(done, monkeypatch):
   e, folder, runs, *_ = done
   monkeypatch.setattr(checks, 'load', lambda where: e)

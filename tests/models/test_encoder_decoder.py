@@ -223,7 +223,7 @@ def test_the_loss_is_that_of_the_targets():
 
 
 def test_each_stack_is_made_for_its_own_depth():
-  """An encoder of 8 layers beside a decoder of 2: initial values, and layers that know the depth."""
+  """An encoder of 8 layers beside a decoder of 2: initial values, layers that know the depth."""
   c = config.load('ul2_tiny:encoder_decoder')
   c.model.architecture, c.model.stack = 'encoder_decoder(encoder="encoder*8")', 'decoder*2'
   c.model.blocks.encoder.residual = 'mix_ln(alpha=0.5)'
@@ -239,6 +239,7 @@ def test_each_stack_is_made_for_its_own_depth():
   assert std('decoder') == pytest.approx(0.02 / np.sqrt(4), rel=0.05)
 
 
+@pytest.mark.slow
 @_meshes.each
 def test_a_mesh_changes_neither_loss_nor_gradient(axes):
   given = run(), start(), {}, rows()

@@ -73,6 +73,7 @@ def test_the_product_begins_like_a_full_table(init):
   assert rates == [1, 1], 'neither is a matrix of two widths'
 
 
+@pytest.mark.slow
 @_meshes.each
 def test_a_mesh_changes_neither_loss_nor_gradient(axes):
   run = made(f'{NARROW}, position=learned(), norm=layer_norm())', ('model.position', 'none()'))

@@ -62,10 +62,7 @@ def alone(name):
 @_meshes.each
 @pytest.mark.parametrize(
   'name',
-  [
-    pytest.param(n, marks=pytest.mark.slow if 'scaling' in n or 'pre_' in n else ())
-    for n in MODELS
-  ],
+  [pytest.param(n, marks=() if n == 'mix_ln' else pytest.mark.slow) for n in MODELS],
 )
 def test_a_mesh_changes_neither_loss_nor_gradient(name, axes):
   _table.trees_close(_meshes.slope(run(name), *start(name), batch(), axes), alone(name), 2e-5)

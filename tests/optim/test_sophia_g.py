@@ -195,6 +195,7 @@ def language_model():
   return objective, params, _table.batch(SEGMENTS, vocab=5)
 
 
+@pytest.mark.slow
 def test_a_language_model_in_the_mean_over_draws():
   """The diagonal of sum_t J_t^T (diag(p_t) - p_t p_t^T) J_t / B, for packed rows with padding."""
   objective, params, batch = language_model()

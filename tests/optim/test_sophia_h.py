@@ -72,6 +72,7 @@ def mean_loss(params):
   return out.sum / out.weight
 
 
+@pytest.mark.slow
 def test_equals_the_dense_hessian_of_a_language_model(monkeypatch):
   """Reverse mode twice through attention's own backward pass, against forward over reverse through
   the plain attention.

@@ -226,9 +226,8 @@ def test_old_damage_does_not_stop_a_resume(sound, tmp_path, capsys):
   assert 'resumed at step 8' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-  'there', ['a directory', pytest.param('a full disk', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('there', ['a directory', 'a full disk'])
 def test_a_record_that_cannot_be_written_ends_the_run(poisoned, met, tmp_path, capsys, there):
   workdir = tmp_path / 'w'
   how = dict(objective=f'{OUTSIDE}:Poisoned()', steps=met[1][0]['step'], checkpoint_every=1)
