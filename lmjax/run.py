@@ -253,11 +253,16 @@ def score(run, params, vars, parts: dict[str, Any], tracker, step: int):
   suit(parts, model)
   for name, part in parts.items():
     for s in part.run(model):
-      error = '' if s.stderr is None else f' ± {s.stderr:.4f}'
-      progress.say(f'{name}: {s.name} {s.value:.4f}{error}')
+      error = '' if s.stderr is None else f' ± {_digits(s.stderr)}'
+      progress.say(f'{name}: {s.name} {_digits(s.value)}{error}')
       tracker.log(
         'task', step, {'task': name, 'name': s.name, 'value': s.value, 'stderr': s.stderr}
       )
+
+
+def _digits(x: float) -> str:
+  """Four decimals, or three digits of what they would not show."""
+  return f'{x:.4f}' if x == 0 or not abs(x) < 1e-3 else f'{x:.2e}'
 
 
 def sampler(run: build_lib.Run):

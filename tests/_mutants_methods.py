@@ -175,6 +175,30 @@ METHODS = (
   ),
   ('evals/_pairs.py', '[room - room // 2, room // 2]', '[room // 2, room - room // 2]', G),
   ('evals/_classifier.py', 'if not looks_back(', 'if looks_back(', H),
+  (
+    'evals/by_layer.py',
+    'jnp.where(here, a, b)',
+    'jnp.where(here, b, a)',
+    'tests/evals/test_by_layer.py',
+  ),
+  (
+    'evals/by_layer.py',
+    'kept, cache, {**aux',
+    'after, cache, {**aux',
+    'tests/evals/test_by_layer.py',
+  ),
+  (
+    'evals/by_layer.py',
+    '[offset + r * len(s.pattern) + i + 1]',
+    '[offset + r + i + 1]',
+    'tests/evals/test_by_layer.py',
+  ),
+  (
+    'evals/by_layer.py',
+    'variance=mean(jnp.var(y_BTD',
+    'variance=mean(jnp.var(x_BTD',
+    'tests/evals/test_by_layer.py',
+  ),
   ('evals/_finetune.py', 'jax.random.fold_in(key, 1), None', 'jax.random.key(1), None', H),
   (
     'evals/_glue_runner.py',

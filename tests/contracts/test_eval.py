@@ -27,6 +27,7 @@ ROWS = (
   'blimp()',
   'multiple_choice(task="piqa")',
   'glue_finetuning()',
+  'by_layer(path="x.txt")',
 )
 
 
