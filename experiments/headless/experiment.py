@@ -3,12 +3,13 @@
   export LMJAX_DATA=DATA
   python -m lmjax.experiment run experiments/headless --scale=cpu
 
-Stories in the 32,000 pieces of Llama 2's tokenizer. Both arms take 200 steps and then 100 of plain
-next-token prediction with a fresh optimizer; the headless one gets its output matrix, a copy of its
+Stories in the 32,000 pieces of Llama 2's tokenizer. All arms take 200 steps and then 100 of plain
+next-token prediction with a fresh optimizer; the headless ones get an output matrix, a copy of the
 embedding, between the two. The authors find better LAMBADA accuracy for decoders at the same
 compute (arXiv:2309.08351); compared here is the held-out loss at equal steps, which must be no
-worse than 0.03 nats. `clm_head` does as they do behind 200 steps of next-token
-prediction, so that what the second matrix brings shows there too. What a headless step saves is measured by `experiments/perf/headless.py`.
+worse than 0.03 nats. `clm_head` gets a second matrix in the same way behind 200 steps of next-token
+prediction: what the matrix alone brings shows there. What a headless step saves is measured by
+`experiments/perf/headless.py`.
 """
 
 from lmjax.experiment import Arm

@@ -91,7 +91,7 @@ def main() -> int:
   p = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  p.add_argument('--vocab', default='256,8192,32768,65536', help='sizes, with commas')
+  p.add_argument('--vocab', default='512,8192,32768,65536', help='sizes, with commas')
   p.add_argument('--width', type=int, default=256)
   p.add_argument('--depth', type=int, default=4)
   p.add_argument('--rows', type=int, default=8)

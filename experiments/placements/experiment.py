@@ -32,7 +32,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (3e-3, 1e-2, 3e-2, 1e-1)}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
 LAYER_NORM, RMS_NORM = 'layer_norm(bias=False, eps=1e-5)', 'rms_norm(eps=1e-5)'
 
 
@@ -64,5 +64,5 @@ def get_experiment():
       arm('pre_rmsnorm', 'pre_rmsnorm()', AsGood(0.01), norm=RMS_NORM),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(400,), hours=1)},
+    scales={'cpu': Scale(budgets=(400,), hours=1.2)},
   )
