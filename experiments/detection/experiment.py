@@ -6,9 +6,9 @@
 
 Small encoders over 4,096 pieces, trained on web text for equally many steps, then fine-tuned on
 3,000 rows of SST-2 (three seeds, median); 1 - accuracy on dev is compared, 0.49 for one that always
-says the same. (Byte by byte such encoders learn no sentiment: all stay there.) The authors' ELECTRA-Small is
-better than a BERT of its size by 4.8 points of GLUE (arXiv:2003.10555). `places` judges the
-replaced places alone, their ablation ("15%"), which must not do better than all places.
+says the same. (Byte by byte such encoders learn no sentiment: all stay there.) The authors'
+ELECTRA-Small is better than a BERT of its size by 4.8 points of GLUE (arXiv:2003.10555). `places`
+judges the replaced places alone, their ablation ("15%"), which must not do better than all places.
 """
 
 import math
