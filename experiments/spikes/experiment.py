@@ -26,7 +26,7 @@ CPU = {
   'report': False,
 }
 SPIKES = range(150, 600, 100)
-RATES = {'peak_lr': (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2)}
 ADAM = 'adam(b2=0.99)'
 
 

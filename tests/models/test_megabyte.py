@@ -84,7 +84,7 @@ def plain(net, p, tokens_T, convolved=lambda h: h):
     for i in range(patch):
       wide = z[k, i * size : (i + 1) * size] @ p['slices']['down']['kernel']
       own = p['pad'][0] if i == 0 else p['embed']['table'][tokens_T[k * patch + i]]
-      l.append(wide + own)
+      l.append(wide / np.sqrt(local.width) + own)
     out.append(layers(local, p['local_model'], jnp.stack(l)[None], _table.ctx(1, patch))[0])
   return jnp.concatenate(out)
 
@@ -230,7 +230,7 @@ def test_patches_of_one_byte_are_the_global_model_alone():
   layer = p['local_model']['segment_0']['0_block']
   for part, name in (('mixer', 'out'), ('ffn', 'down')):
     layer[part][name]['kernel'] *= 0
-  p['slices']['down']['kernel'], p['pad'] = jnp.eye(32), jnp.zeros((1, 32))
+  p['slices']['down']['kernel'], p['pad'] = jnp.sqrt(32.0) * jnp.eye(32), jnp.zeros((1, 32))
   flat = dict(text='transformer()', final_norm='')
   same = {'params': {'embed': {'table': p['patches']['table']}, **p['global_model']}}
   got = hidden(row(), variables={'params': p}, text=text, final_norm='')

@@ -128,7 +128,8 @@ class Slices(nn.Module):
     x = reshape(x_BKD, shape, 'batch', None, None, 'width')
     ctx = ctx.replace(scheme=self.model.scheme)
     # Both sides are widths; one mesh axis cannot shard two axes of a matrix.
-    return params.dense(ctx, 'down', dict(embed=shape[-1]), dict(width=self.model.width))(x)
+    x = params.dense(ctx, 'down', dict(embed=shape[-1]), dict(width=self.model.width))(x)
+    return x * self.model.width**-0.5
 
 
 class Stack(nn.Module):
