@@ -60,6 +60,6 @@ def get_experiment():
       arm('spdf_75', 'spdf(sparsity=0.75)'),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(STEPS,), hours=0.6)},
+    scales={'cpu': Scale(budgets=(STEPS,), hours=1)},
     notes='Equal steps, not equal FLOPs: `guided` multiplies with a full matrix in half of them.',
   )

@@ -51,6 +51,6 @@ def get_experiment():
       arm('power_bare', 'power_norm(warmup=100, groups=0)'),
     ),
     changes=CPU,
-    scales={'cpu': Scale(budgets=(400,), hours=0.4)},
+    scales={'cpu': Scale(budgets=(400,), hours=1)},
     notes='PN-V (power_batch) lost to layer norm in the paper, which is no claim for it.',
   )
