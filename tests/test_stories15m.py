@@ -78,7 +78,13 @@ def test_rolling_scores_a_story_as_one_window_does(loaded, tokenizer, reference)
   np.testing.assert_allclose(lm.rolling(stories[0][1:]), want[: len(stories[0]) - 1], atol=1e-3)
 
 
-@pytest.mark.parametrize('together', [True, False], ids=['ragged batch', 'alone'])
+@pytest.mark.parametrize(
+  'together',
+  [
+    pytest.param(True, id='ragged batch'),
+    pytest.param(False, id='alone', marks=pytest.mark.slow),
+  ],
+)
 def test_greedy_continuations_with_a_cache(loaded, tokenizer, prompts, together):
   wanted = [p['greedy_ids'] for p in prompts]
   groups = [prompts] if together else [[p] for p in prompts]

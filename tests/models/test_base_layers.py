@@ -210,9 +210,8 @@ def both(train, mesh=None):
 @pytest.mark.parametrize(
   'mesh, train',
   [
-    ('auto', True),
     ('explicit', False),
-    *(pytest.param(m, True, marks=pytest.mark.slow) for m in ('explicit', 'zero')),
+    *(pytest.param(m, True, marks=pytest.mark.slow) for m in ('auto', 'explicit', 'zero')),
   ],
 )
 def test_a_mesh_changes_neither_choices_nor_gradient(mesh, train):

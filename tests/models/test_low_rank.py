@@ -102,6 +102,7 @@ def leaves(*changes):
   return list(facts_lib.items(made.facts['params'], made.shapes['params']))
 
 
+@pytest.mark.slow
 def test_rates_and_decay_treat_each_factor_as_a_matrix():
   made = run(('model.init', 'mup(base_width=8)'), ('optim', 'decay(rate=1.0)'))
   state = made.init(jax.random.key(0))

@@ -23,12 +23,10 @@ SMALL = [
   ('micro_batches', '2'),
   ('steps', '8'),
 ]
-# Those whose state is of another kind than moments of the parameters' shape; the others are slow.
-USUAL = (
-  'galore(rank=4, gap=2)',
-  'clip() | sophia_g(every=2, one_in=2)',
-)
+# One whose state is of another kind than moments of the parameters' shape; the others are slow.
+USUAL = ('galore(rank=4, gap=2)',)
 OTHERS = (
+  'clip() | sophia_g(every=2, one_in=2)',
   'eight_bit(min_size=64)',
   'schedule_free()',
   'adagc(start=2) | clip_tensor() | clip_value() | stable_adamw() | clip_update()',

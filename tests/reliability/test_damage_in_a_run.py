@@ -52,7 +52,8 @@ def garble(folder):
 
 
 @pytest.mark.parametrize(
-  'damage', [flip, delete, *(pytest.param(d, marks=pytest.mark.slow) for d in (truncate, garble))]
+  'damage',
+  [flip, *(pytest.param(d, marks=pytest.mark.slow) for d in (delete, truncate, garble))],
 )
 def test_refused_by_name_and_passed_over_when_asked(workdir, train, capsys, damage):
   file = damage(workdir / 'checkpoints/12')
