@@ -363,6 +363,20 @@ MORE = PAIRS + (
     K + 'generate.py',
   ),
   ('decode_checks.py', "if mixer.fact('recurrent'):", 'if False:', D + 'speculative_decoding.py'),
+  (
+    'decoding/_base.py',
+    'key_BV > middle_B1) < limit',
+    'key_BV > middle_B1) <= limit',
+    D + 'leading.py',
+  ),
+  ('decoding/_base.py', '(before_BV < limit)', 'True', D + 'leading.py'),
+  ('decoding/_base.py', 'bits_BV ^ jnp.int32(0x7FFFFFFF)', 'bits_BV', D + 'leading.py'),
+  (
+    'decoding/_base.py',
+    'scores_BV == 0, 0.0, scores_BV.as',
+    'scores_BV == 9, 0.0, scores_BV.as',
+    D + 'leading.py',
+  ),
   ('surgery/_grow.py', 'np.concatenate([x[1:], x[-1:]])', 'np.concatenate([x[1:], x[:1]])', S),
   (
     'surgery/_grow.py',

@@ -117,6 +117,32 @@ def draw(logits_BV, keys_B):
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
+def leading(scores_BV, amounts_BV, limit):
+  """Which entries have less than `limit` of the amounts before them, from the highest score to the
+  lowest and among equals by index.
+
+  The lowest score whose betters stay below the limit is found by halving the range of float32, 32
+  sums, and not by sorting, which takes twenty times as long for 32,000 entries on a CPU.
+  """
+  scores_BV = jnp.where(scores_BV == 0, 0.0, scores_BV.astype(jnp.float32))  # -0 is 0
+  bits_BV = jax.lax.bitcast_convert_type(scores_BV, jnp.int32)
+  key_BV = jnp.where(bits_BV < 0, bits_BV ^ jnp.int32(0x7FFFFFFF), bits_BV)  # ordered like floats
+  total = lambda which_BV: jnp.sum(jnp.where(which_BV, amounts_BV, 0), axis=-1, keepdims=True)
+
+  def halved(_, bounds):
+    low_B1, high_B1 = bounds
+    middle_B1 = (low_B1 & high_B1) + ((low_B1 ^ high_B1) >> 1)  # their mean, without overflow
+    below_B1 = total(key_BV > middle_B1) < limit
+    return jnp.where(below_B1, low_B1, middle_B1 + 1), jnp.where(below_B1, middle_B1, high_B1)
+
+  least, most = (jnp.full_like(key_BV[..., :1], x) for x in (-(2**31), 2**31 - 1))
+  _, last_B1 = jax.lax.fori_loop(0, 32, halved, (least, most))
+  more_BV, same_BV = key_BV > last_B1, key_BV == last_B1
+  equal_BV = jnp.where(same_BV, amounts_BV, 0)
+  before_BV = total(more_BV) + jnp.cumsum(equal_BV, axis=-1) - equal_BV
+  return more_BV | (same_BV & (before_BV < limit))
+
+
 def keep(logits_BV, mask_BV):
   """Logits where the mask is true, -inf elsewhere."""
   return jnp.where(mask_BV, logits_BV, -jnp.inf)

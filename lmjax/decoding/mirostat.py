@@ -71,8 +71,8 @@ class Mirostat(_base.Rule):
       return _base.keep(logits_BV, (bits_BV <= mu_B[:, None]) | best_BV)
     top_BM, _ = jax.lax.top_k(logits_BV, min(self.m, logits_BV.shape[-1]))
     k_B = best_k(slope(top_BM), mu_B, jnp.sum(logits_BV > NEVER, axis=-1))
-    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
-    return _base.keep(logits_BV, jnp.argsort(order_BV, axis=-1) < k_B[:, None])
+    ones_BV = jnp.ones_like(logits_BV)
+    return _base.keep(logits_BV, _base.leading(logits_BV, ones_BV, k_B[:, None]))
 
   def update(self, mu_B, bits_B):
     """mu after a token of so many bits."""

@@ -8,7 +8,6 @@ first. p = 1 keeps all.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from lmjax.decoding import _base
 from lmjax.registry import register
@@ -29,11 +28,6 @@ class TopP(_base.Rule):
   def filter(self, logits_BV):
     if self.p == 1:
       return logits_BV
-    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
-    sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
-    before_BV = jnp.concatenate(
-      [jnp.zeros_like(sorted_BV[..., :1]), jnp.cumsum(sorted_BV[..., :-1], axis=-1)], axis=-1
-    )
-    kept_BV = before_BV < self.p  # the best token has nothing before it, hence stays
-    back_BV = jnp.argsort(order_BV, axis=-1)
-    return _base.keep(logits_BV, jnp.take_along_axis(kept_BV, back_BV, axis=-1))
+    # The best token has nothing before it, hence stays.
+    likely_BV = jax.nn.softmax(logits_BV, axis=-1)
+    return _base.keep(logits_BV, _base.leading(logits_BV, likely_BV, self.p))
