@@ -119,6 +119,8 @@ def _check_seeds(e: Experiment, demand: Callable) -> None:
 
 def _check_measure(e: Experiment, demand: Callable) -> None:
   demand(callable(e.measure), f'measure={e.measure!r}: a function of the metrics is expected')
+  known = e.tuned_on in ('loss', 'measure')
+  demand(known, f"tuned_on={e.tuned_on!r}: 'loss' or 'measure' is expected")
   try:
     code.of_function(e.measure)
   except (OSError, SyntaxError, TypeError):

@@ -3,14 +3,14 @@
 A folder `experiments/<slug>/` holds `experiment.py` with `get_experiment() -> Experiment`. Arms are
 changes of one recipe: the baseline's and each treatment's configs may differ in the declared
 `fields` alone. Every arm is tuned over as many points of its grid as every other, on the tuning
-seed, at each budget; the best point, by final loss, is then run on `seeds`, which the tuning never
-saw. A budget is a number of steps, and its schedule decays fully inside it.
+seed, at each budget; the best point, by final loss or the measure (`tuned_on`), is then run on
+`seeds`, which the tuning never saw. A budget is a number of steps, and its schedule decays fully inside it.
 """
 
 import dataclasses
 import functools
 import itertools
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Literal, Mapping, Sequence
 
 from lmjax.experiment import claims
 from lmjax.experiment import code
@@ -78,6 +78,8 @@ class Experiment:
   """A comparison. base: the recipe. fields: config keys (patterns) in which arms may differ.
 
   measure: the number that is compared, lower is better; see `measures`.
+  tuned_on: what picks the best point, 'loss' or 'measure': the latter where the loss of an arm's
+    own task may fall while what is compared gets worse.
   """
 
   title: str
@@ -91,6 +93,7 @@ class Experiment:
   seeds: Sequence[int] = (1, 2, 3)
   tuning_seed: int = 0
   measure: Callable = measures.final_loss
+  tuned_on: Literal['loss', 'measure'] = 'loss'
   notes: str = ''
 
   @property

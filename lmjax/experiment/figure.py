@@ -26,6 +26,7 @@ def write(folder: Any, scale: str) -> pathlib.Path:
   s = summary_lib.summarize(e, scale, results)
   fig, (ends, grid) = plt.subplots(1, 2, figsize=(11, 4.5))
   last = max(e.scales[scale].budgets)  # that all arms have
+  tuned_on = 'final loss' if e.tuned_on == 'loss' else 'what is compared'
   for i, arm in enumerate(e.arms):
     style = dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--')
     cells = [c for c in s.cells if c.arm is arm and c.sample.values]
@@ -43,7 +44,7 @@ def write(folder: Any, scale: str) -> pathlib.Path:
       grid.plot([k for k, _ in tried], [v for _, v in tried], marker='.', **style)
       grid.set_xlabel(key)
   ends.set(xscale='log', xlabel='tokens', title='tuned: mean and sd of seeds')
-  grid.set(xscale='log', title=f'tuning: final loss after {last} steps')
+  grid.set(xscale='log', title=f'tuning: {tuned_on} after {last} steps')
   if ends.get_legend_handles_labels()[0]:
     ends.legend(fontsize=7, ncol=2)
   fig.tight_layout()

@@ -27,8 +27,8 @@ class Cell:
   """One arm at one budget. best: the tuned point, or None while tuning is unfinished or where every
   point diverged.
 
-  edge: keys whose best value is the smallest or largest tried. tuning: finished points with their
-  final losses, None where they diverged. missing, diverged: trials, in words.
+  edge: keys whose best value is the smallest or largest tried. tuning: finished points with what
+  picks the best of them, None where they diverged. missing, diverged: trials, in words.
   """
 
   arm: declare.Arm
@@ -136,10 +136,8 @@ def devices(cell: Cell) -> list[str]:
 
 
 def best_point(tuning: list[tuple[dict[str, Any], float | None]]) -> dict[str, Any] | None:
-  """The point with the lowest final loss, whatever is compared then; one that diverged is never the
-  best. None if all did.
-  """
-  finite = [(loss, i) for i, (_, loss) in enumerate(tuning) if loss is not None]
+  """The point with the lowest number; one that diverged is never the best. None if all did."""
+  finite = [(number, i) for i, (_, number) in enumerate(tuning) if number is not None]
   return tuning[min(finite)[1]][0] if finite else None
 
 
@@ -166,8 +164,9 @@ def cell(e: declare.Experiment, scale: str, arm: declare.Arm, steps: int, known:
 
   found = [(point, of(point, e.tuning_seed)) for point in arm.points()]
   done = [r for _, r in found if r is not None]
-  loss = lambda r: r['loss'] if r['status'] == execute.DONE else None
-  tuning = [(point, loss(r)) for point, r in found if r is not None]
+  key = 'value' if e.tuned_on == 'measure' else 'loss'
+  number = lambda r: r[key] if r['status'] == execute.DONE else None
+  tuning = [(point, number(r)) for point, r in found if r is not None]
   if missing:
     return Cell(arm, steps, None, [], tuning, Sample(()), done, missing, [])
   best = best_point(tuning)

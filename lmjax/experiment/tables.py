@@ -75,7 +75,8 @@ def table(e: declare.Experiment, scale: str, results: dict) -> str:
   edge = [f'{c.arm.name} at {c.steps} steps' for c in s.cells if c.edge]
   tuned, points = [len(c.tuning) for c in s.cells], len(e.baseline.points())
   done = f'{min(tuned)}' if len({*tuned}) == 1 else f'{min(tuned)} to {max(tuned)}'
-  notes = [f'Tuning: {done} of {points} points finished at each budget of every arm.']
+  how = '' if e.tuned_on == 'loss' else ', the best by what is compared'
+  notes = [f'Tuning: {done} of {points} points finished at each budget of every arm{how}.']
   for arm in e.arms:
     if arm.before:
       steps = ' and '.join(str(run['steps']) for run in arm.before)

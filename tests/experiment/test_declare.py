@@ -31,6 +31,7 @@ GRID = _fake.GRID
       'unequal numbers of points .adam 1, lion 3, sgd 3.',
     ),
     (dict(seeds=()), 'seeds=.. is empty'),
+    (dict(tuned_on='value'), "tuned_on='value': 'loss' or 'measure' is expected"),
     (dict(seeds=(1, 1)), 'seeds=.1, 1. and tuning_seed=0: different ones'),
     (dict(seeds=(0, 1)), 'seeds=.0, 1. and tuning_seed=0: different ones'),
     (dict(scales={}), 'scales={} is empty'),

@@ -61,6 +61,17 @@ def test_every_arm_is_tuned_and_its_best_point_is_run_on_other_seeds(folder):
   assert s.cell('adam', 50).sample.mean == pytest.approx(want)
 
 
+def test_what_is_compared_may_pick_the_best_point(folder, monkeypatch):
+  """The lowest loss is at 0.01, the lowest value at 0.001."""
+  e = _fake.experiment(tuned_on='measure')
+  monkeypatch.setattr(checks, 'load', lambda where: e)
+  engine = _fake.Engine(lambda t: _fake.record(t, value=t.point['peak_lr'] * (1 + t.seed)))
+  runner.run(folder, 'cpu', folder / 'runs', engine, lambda text: None)
+  assert {t.point['peak_lr'] for t in engine.ran if t.seed} == {1e-3}
+  assert summarized(folder).cell('lion', 100).best == {'peak_lr': 1e-3}
+  assert 'the best by what is compared' in tables.page(folder)
+
+
 def test_verdicts_and_speedups_follow(folder):
   run(folder)
   s = summarized(folder)
