@@ -4,7 +4,8 @@ A folder `experiments/<slug>/` holds `experiment.py` with `get_experiment() -> E
 changes of one recipe: the baseline's and each treatment's configs may differ in the declared
 `fields` alone. Every arm is tuned over as many points of its grid as every other, on the tuning
 seed, at each budget; the best point, by final loss or the measure (`tuned_on`), is then run on
-`seeds`, which the tuning never saw. A budget is a number of steps, and its schedule decays fully inside it.
+`seeds`, which the tuning never saw. A budget is a number of steps, and its schedule decays fully
+inside it.
 """
 
 import dataclasses
