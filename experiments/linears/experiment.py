@@ -39,7 +39,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2, 1e-1)}
 GUIDED = f'structured_ffn(rank=16, guided=0.5, steps={STEPS})'
 
 
