@@ -12,6 +12,8 @@ interval of the difference:
                      evenly (standard deviation of the log of the rise)
   peri_ln            the variance behind the last layer is lower (log)
 
+Arms have rates of their own, and the variance behind the first layer grows with the rate; what it
+is multiplied by from there to the last (log) is a criterion of ours, added when this was seen.
 Rises below a thousandth of a nat count as that, so that their logs exist.
 """
 
@@ -40,6 +42,7 @@ CRITERIA = (
   ('layernorm_scaling', 'the last variance is lower', 'last variance', 1),
   ('layernorm_scaling', 'layers are missed more evenly', 'spread of rises', 1),
   ('peri_ln', 'the last variance is lower', 'last variance', 1),
+  ('layernorm_scaling', 'the variance grows less from layer 1 on', 'growth', 1),
 )
 
 
@@ -60,6 +63,7 @@ def summed_up(found: dict[str, list[float]]) -> dict[str, float]:
     'deeper half': float(np.mean(rises[len(rises) // 2 :])),
     'spread of rises': float(np.std(rises)),
     'last variance': math.log(found['variance'][-1]),
+    'growth': math.log(found['variance'][-1] / found['variance'][1]),
   }
 
 
