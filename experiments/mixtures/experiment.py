@@ -43,7 +43,7 @@ CPU = {
   'tensorboard': False,
   'report': False,
 }
-RATES = {'peak_lr': (3e-3, 1e-2, 1.8e-2)}
+RATES = {'peak_lr': (3e-3, 1e-2, 3e-2)}
 EVEN = 'temperature(alpha=0.0)'
 
 
