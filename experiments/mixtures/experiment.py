@@ -75,7 +75,7 @@ def get_experiment():
     changes=CPU,
     scales={'cpu': Scale(budgets=(300,), baseline_budgets=(600,), hours=1)},
     measure=mean_over_sources,
-    notes='At 0.018 and 0.03, tried before, Aioli and the baseline are unstable: their seeds differ '
+    notes='At 0.018 and 0.03, tried before, Aioli and the baseline are unstable: seeds differ '
     'by 0.2 and more. Beside their 300 steps, skill_it takes 135 (three runs of 45), doremi 600 (a '
     'reference, and a proxy with a forward pass more) and doge 300 (of about twice the work). The '
     'baseline at 600 steps has as many as doge, more than skill_it and fewer than doremi.',
