@@ -12,7 +12,6 @@ them and leaves out `skip` batches from there on, as PaLM did by hand (arXiv:220
 
 import dataclasses
 import json
-import pathlib
 from typing import Any, Mapping
 
 from lmjax import exits
@@ -41,7 +40,7 @@ class BadSteps:
   """
 
   def __init__(self, settings: Mapping[str, Any], workdir: Any, feed: Any, *, active: bool = True):
-    self._settings, self._workdir = settings, pathlib.Path(workdir)
+    self._settings, self._workdir = settings, files.path_of(workdir)
     self._feed, self._active = feed, active
 
   def record(self, done: int, values: Mapping[str, float]) -> None:
@@ -56,8 +55,8 @@ class BadSteps:
     line = tracking.jsonable(line) | dict(documents=self._feed.documents(done - 1))
     if self._active:
       path = self._workdir / FILE
-      with files.kept(path), open(path, 'a', encoding='utf-8') as f:
-        f.write(json.dumps(line) + '\n')
+      with files.kept(path):
+        files.append(path, json.dumps(line) + '\n')
     if values['streak'] >= self._settings['limit']:
       self._enough(done, int(values['streak']))
 

@@ -7,7 +7,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P, SingleDeviceSharding
 import optax
 
 from lmjax import checks
@@ -16,9 +16,11 @@ from lmjax import registry
 from lmjax import specs
 from lmjax import train
 from lmjax.data import fields as fields_lib
+from lmjax.kernels import choice
 from lmjax.models import model as model_lib
 from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
+from lmjax.parallel import offload
 from lmjax.parallel import shard
 
 ConfigError = config_lib.ConfigError
@@ -109,6 +111,10 @@ class Run:
     """The abstract state."""
     return jax.eval_shape(lambda v: train.init_state(v, self.tx, self.guard), self.shapes)
 
+  def choices(self, platform: str = ''):
+    """A context in which operations run as the config says, as if on this platform."""
+    return choice.using(platform, **self.config['kernels'])
+
   def placements(self, mesh):
     """The state with a `Placement` for each leaf on a mesh; moments lie like their parameters.
 
@@ -130,13 +136,21 @@ class Run:
     return jax.tree_util.tree_map_with_path(place, self.state_shapes)
 
   def shardings(self):
-    """Shardings of the state on the current mesh, or None without one."""
+    """Shardings of the state on the current mesh; without one None, unless some of it lies on the
+    host.
+    """
     mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    if mesh.empty and not self.config['offload']:
       return None
-    return jax.tree.map(
-      lambda p: NamedSharding(mesh, p.spec), self.placements(mesh), is_leaf=is_placement
-    )
+    if mesh.empty:
+      device = jax.local_devices()[0]
+      found = jax.tree.map(lambda _: SingleDeviceSharding(device), self.state_shapes)
+    else:
+      at = lambda p: NamedSharding(mesh, p.spec)
+      found = jax.tree.map(at, self.placements(mesh), is_leaf=is_placement)
+    if not self.config['offload']:
+      return found
+    return found.replace(opt=offload.placed(found.opt, self.state_shapes.opt))
 
 
 def tokenizer(resolved: dict):
@@ -198,14 +212,16 @@ def build(resolved: dict) -> Run:
   naming the key.
   """
   c, m, d = resolved, resolved['model'], resolved['data']
+  checks.places(c)
   tok = tokenizer(c)
   rows = checks.batch_rows(c)
-  vocab = vocabulary(c, tok)
   asked = registry.make('objective', c['objective'])
   lookahead, made = asked.fact('lookahead'), transforms(c, tok)
   ahead = data_lookahead(lookahead, made)
   fields = named('data.transforms', lambda: fields_of(d['length'] + ahead, made, asked))
-  model = named('model', lambda: model_lib.resolve(m, vocab, model_length(fields, lookahead)))
+  how = named('mesh', lambda: mesh_lib.how(c['mesh']))
+  given = vocabulary(c, tok), model_length(fields, lookahead), how, not d['mask_documents']
+  model = named('model', lambda: model_lib.resolve(m, *given))
   architecture = registry.make('architecture', m['architecture'], model=model)()
   objective_part = registry.make(
     'objective',
@@ -246,6 +262,7 @@ def build(resolved: dict) -> Run:
     gradient_at=gradient_at(optim),
     retract=retract(optim, facts['params']),
     guard=guard,
+    far=far(c, optim),
   )
   run = Run(
     c,
@@ -323,6 +340,20 @@ def retract(parts: registry.Chain, facts):
       'an average of them that would not follow; one of the two is expected'
     )
   return moved if found else None
+
+
+def far(c: dict, parts: registry.Chain):
+  """How the optimizer runs where `config.offload` keeps its state on the host, or None. Raises
+  ConfigError where a part needs its state outside of the update.
+  """
+  for name, part in parts.items() if c['offload'] else ():
+    for fact in ('gradient_at', 'retract'):
+      if part.fact(fact) is not None:
+        raise ConfigError(
+          f"config.offload={c['offload']!r}: config.optim's {name} needs its state outside of the "
+          "update, where it is on the host; '' or another optimizer is expected"
+        )
+  return offload.update if c['offload'] else None
 
 
 def group(path) -> str:

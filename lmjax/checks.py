@@ -2,13 +2,13 @@
 parts that cannot do together what is asked of them.
 """
 
-import math
 from typing import Any, Mapping
 
 from lmjax import registry
 from lmjax.config import ConfigError
+from lmjax.kernels import choice
 from lmjax.models import model as model_lib
-from lmjax.parallel import shard
+from lmjax.parallel import offload
 
 
 def batch_rows(c: dict) -> int:
@@ -30,6 +30,12 @@ def batch_rows(c: dict) -> int:
       f'config.micro_batches={micro}'
     )
   return rows
+
+
+def places(c: dict):
+  """What runs where. Raises ValueError naming the key."""
+  offload.check(c['offload'])
+  choice.check(c['kernels'])
 
 
 def fields(row: Mapping[str, Any], model: model_lib.Model, objective: registry.Part):
@@ -133,21 +139,6 @@ def rewind(c: dict):
     raise ConfigError(
       f'config.keep_last={c["keep_last"]}: a rewind goes back {back} steps (bad_steps.rewind + '
       f'limit), which at config.checkpoint_every={every} takes at least {1 - -back // every}'
-    )
-
-
-def devices(run: Any, mesh):
-  """Rows must divide over the devices that share the batch."""
-  if mesh is None:
-    return
-  axes = [a for a in shard.RULES['batch'] if a in mesh.shape]
-  n = math.prod(mesh.shape[a] for a in axes)
-  rows = run.rows // run.config['micro_batches']
-  if rows % n:
-    raise ConfigError(
-      f'config.batch_tokens={run.config["batch_tokens"]} gives {rows} rows a micro-batch, which do '
-      f'not divide over {n} devices, '
-      + ' x '.join(f'config.mesh.{a}={mesh.shape[a]}' for a in axes)
     )
 
 

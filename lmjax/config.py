@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lmjax import groups
+from lmjax import kernels
 from lmjax import registry
 from lmjax import specs
 from lmjax.groups import ConfigError, flat
@@ -45,8 +46,10 @@ def default() -> ConfigDict:
 
   c.model = model()
   c.data = data()
-  # -1 = all devices that are left
-  c.mesh = ConfigDict(dict(replica=1, data=1, expert=1, tensor=1, mode='auto'))
+  c.mesh = mesh()
+  # Implementations: auto, the first that can, or a name of `lmjax/kernels/<operation>`.
+  c.kernels = ConfigDict(dict.fromkeys(kernels.OPERATIONS, 'auto'))
+  c.offload = ''  # 'optimizer': its state waits in the host's memory between steps
 
   c.bad_steps = ConfigDict(
     dict(
@@ -71,6 +74,7 @@ def default() -> ConfigDict:
   c.keep_best = True  # by validation loss
   c.save_retries = 0  # failed saves in a row that are tried again at once, before the run ends
   c.tensorboard = True
+  c.trackers = ''  # where numbers are shown besides, e.g. 'wandb() | mlflow(uri="sqlite:///m.db")'
   c.report = True
 
   c.eval = ConfigDict()
@@ -105,7 +109,8 @@ def model() -> ConfigDict:
   c.dtype = 'float32'  # activations and matrix products
   c.param_dtype = 'float32'
   c.unroll = 1  # layers per step of the scan over layers; a large number unrolls all
-  c.remat = 'none'  # none, full, dots, names(mixer_out, ffn_out)
+  # none, full, dots, names(mixer_out, ffn_out), offload(layer_in), or both of the last two with +
+  c.remat = 'none'
   c.blocks = ConfigDict()
   c.blocks.block = block()
   return c
@@ -124,9 +129,28 @@ def data() -> ConfigDict:
   c.eos = True  # an end-of-text token after each document
   c.transforms = ''  # a chain, '' = none
   c.mixture = 'static()'
-  c.cache = ''  # where tokenized text is kept; '' = <workdir>/tokens
+  # Where tokenized text is kept; '' = <workdir>/tokens, or ~/.cache/lmjax/tokens for gs://
+  c.cache = ''
   c.threads = 2  # reading ahead
   c.prefetch = 4  # batches read ahead
+  return c
+
+
+def mesh() -> ConfigDict:
+  """Sizes of the axes over which devices lie; -1 = all that are left."""
+  c = ConfigDict()
+  c.replica = 1  # copies of the model; only gradients cross it, for slow networks
+  c.stage = 1  # a pipeline of layers; what begins with stage_ is read where it has several
+  c.data = 1  # rows of the batch; cuts parameters and optimizer too (ZeRO-3)
+  c.expert = 1  # experts, and rows of the batch
+  c.sequence = 1  # each row (context parallel); cuts parameters and optimizer too
+  c.tensor = 1  # heads, hidden units, the vocabulary
+  c.mode = 'auto'  # or explicit: types carry placements
+  c.context = 'ring'  # or all_gather: how keys cross `sequence`
+  c.stage_micro_batches = 0  # of the pipeline, within a micro-batch of the step; 0 = `stage`
+  c.stage_rounds = 1  # of a micro-batch through the stages, each with its share of the layers
+  c.stage_remat = False  # a stage keeps what enters it and computes its layers again
+  c.stage_gather = 'once'  # a pass, its parameters over `data`; or each: layer by layer, each time
   return c
 
 
@@ -140,6 +164,8 @@ def block() -> ConfigDict:
 # What neither changes tokens nor mathematics.
 OUTSIDE_FINGERPRINT = (
   'mesh.*',
+  'kernels.*',
+  'offload',
   'log_every',
   'recompute_every',
   'watchdog.*',
@@ -147,6 +173,7 @@ OUTSIDE_FINGERPRINT = (
   'checkpoint_every',
   'keep_*',
   'tensorboard',
+  'trackers',
   'report',
   'eval.*',
   'sample.*',
@@ -181,8 +208,8 @@ def recipes() -> list[str]:
 
 def load(path: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
   """Loads `recipe`, `dir/recipe.py` or `dir/recipe.py:argument` and applies overrides, in order."""
-  file, _, arg = path.partition(':')
-  found = pathlib.Path(file)
+  file, _, arg = path.partition(':') if not pathlib.Path(path).is_file() else (path, '', '')
+  found = pathlib.Path(file).expanduser() if file.startswith('~/') else pathlib.Path(file)
   if (
     not found.is_file()
     and '/' not in file
@@ -191,10 +218,12 @@ def load(path: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
     found = folder() / f'{file.removesuffix(".py")}.py'
   if not found.is_file():
     raise ConfigError(
-      f'--config={path}: no such file, nor a recipe of that name{nearest(file, recipes())} '
+      f'--config={path}: no such file, nor a recipe of that name{nearest(file, recipes(), ".")} '
       f'Recipes: {", ".join(recipes())}'
     )
   spec = importlib.util.spec_from_file_location(f'lmjax_config_{found.stem}', found)
+  if spec is None:
+    raise ConfigError(f'--config={path}: a recipe is a .py file with get_config()')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
@@ -231,7 +260,9 @@ def resolve(config) -> dict[str, Any]:
       raise ConfigError(f'config.{specs.shown(key)}: no such key{nearest(key, known)}')
     _set(plain, key, _resolved(key, value))
   for key in sorted(known - set(flat(plain))):
-    raise ConfigError(f'config.{key} is missing')
+    if not _matches(key, OUTSIDE_FINGERPRINT):
+      raise ConfigError(f'config.{key} is missing')
+    _set(plain, key, _resolved(key, _defaults()[key]))  # of a run older than this key
   return plain
 
 
@@ -256,7 +287,7 @@ def refuse_code(config, where: str):
 def _set(tree, key, value):
   *path, last = key.split('.')
   for p in path:
-    tree = tree[p]
+    tree = tree.setdefault(p, {})
   tree[last] = value
 
 
@@ -323,8 +354,11 @@ def fingerprint(resolved: dict) -> str:
   return digest(resolved, outside)
 
 
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatchcase(key, p) for p in patterns)
+
+
 def digest(resolved: dict, outside: tuple[str, ...]) -> str:
   """16 hex digits over a config without the keys that match the patterns `outside`."""
-  out = lambda key: any(fnmatch.fnmatchcase(key, p) for p in outside)
-  kept = {k: v for k, v in flat(resolved).items() if not out(k)}
+  kept = {k: v for k, v in flat(resolved).items() if not _matches(k, outside)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

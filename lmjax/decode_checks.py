@@ -89,6 +89,22 @@ def models(chain: registry.Chain, architectures: Sequence[Any]):
           )
 
 
+def can_pack(architecture, kind: registry.Part) -> bool:
+  """Whether several prompts can be read in one row."""
+
+  def trial(architecture):
+    row = jnp.zeros(1, jnp.int32)
+    return architecture.unpack(architecture.init_cache(kind, 1, 1), row, row, 1)
+
+  if not hasattr(architecture, 'unpack'):
+    return False
+  try:
+    jax.eval_shape(functools.partial(trial, architecture))
+  except kinds.Unsupported:
+    return False
+  return True
+
+
 def can_go_back(architectures: Sequence[Any], kind: registry.Part, length: int, most: int):
   """Raises Unsupported where caches of this kind cannot go back by `most` tokens."""
 

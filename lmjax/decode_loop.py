@@ -60,12 +60,10 @@ class Decoded:
 
 
 def automatic(f):
-  """f, run with the partitioner in charge also on an explicit mesh: caches and gathered windows
-  have no sharding of their own to state.
+  """f, left to the partitioner: caches and gathered windows have no sharding of their own to
+  state.
   """
-  if not shard.is_explicit():
-    return f
-  return jax.sharding.auto_axes(f, out_sharding=PartitionSpec())
+  return shard.automatic(f, PartitionSpec())
 
 
 def context_limit(architecture) -> int | None:
@@ -84,6 +82,7 @@ def prefill(
   positions_BP,
   source: kinds.Text | None = None,
   prefix_B=None,
+  packed=None,
   *,
   kind: registry.Part,
   length: int,
@@ -93,13 +92,14 @@ def prefill(
 
   `kind` is the cache part. source: for the encoder of a model that has one. prefix_B: how many
   first tokens all may see; with it the tokens are given to the last, which they see, and the slot
-  is that before it.
+  is that before it. packed: (rows_B, marks_B) where the given rows hold several prompts each, see
+  `padding.packed`.
   """
 
-  def fill(variables, tokens_BP, segments_BP, positions_BP, source, prefix_B):
-    batch = tokens_BP.shape[0]
+  def fill(variables, tokens_BP, segments_BP, positions_BP, source, prefix_B, packed):
+    batch, columns = tokens_BP.shape
     room = {} if source is None else dict(memory=source.tokens_BS.shape[1])
-    cache = net.obj.init_cache(kind, batch, length, **room)
+    cache = net.obj.init_cache(kind, batch, columns if packed else length, **room)
     ctx = kinds.Ctx(
       positions_BT=positions_BP,
       segments_BT=segments_BP,
@@ -107,12 +107,18 @@ def prefill(
       source=source,
     )
     cache = net.obj.apply(variables, tokens_BP, ctx, cache).cache
-    slot = Slot(cache, jnp.sum(segments_BP, axis=1), prefix_B)
+    if packed is None:
+      slot = Slot(cache, jnp.sum(segments_BP, axis=1), prefix_B)
+    else:
+      rows_B, marks_B = packed
+      sizes_B = jnp.sum(segments_BP[rows_B] == marks_B[:, None], axis=1, dtype=jnp.int32)
+      slot, batch = Slot(net.obj.unpack(cache, *packed, length), sizes_B), len(rows_B)
     if prefix_B is not None:
       slot = back(slot, jnp.ones_like(slot.positions_R), 1)
     return slot if streams == 1 else rows(slot, jnp.repeat(jnp.arange(batch), streams))
 
-  return automatic(fill)(variables, tokens_BP, segments_BP, positions_BP, source, prefix_B)
+  given = tokens_BP, segments_BP, positions_BP, source, prefix_B, packed
+  return automatic(fill)(variables, *given)
 
 
 def within(prefix_R, positions_RT):

@@ -24,7 +24,7 @@ def list_parts(kind: str) -> int:
     kind = kind[:-1]
   if kind not in kinds.KINDS:
     raise ValueError(
-      f'--list {kind}: no such kind{registry.nearest(kind, kinds.KINDS)} There are: '
+      f'--list {kind}: no such kind{registry.nearest(kind, kinds.KINDS, ".")} There are: '
       f'{", ".join(kinds.KINDS)}'
     )
   for name in registry.names(kind):

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 import numpy as np
 
+from lmjax import bucket
 from lmjax import config as config_lib
 from lmjax import files
 from lmjax import mixing as mixing_lib
@@ -22,6 +23,21 @@ from lmjax.parallel import processes
 from lmjax.parallel import shard
 
 
+def token_folder(cache: str, workdir: Any) -> pathlib.Path:
+  """Where tokenized text is kept: `config.data.cache`, else `tokens` of the run directory, or of
+  this machine where that is in an object store, which cannot be memory-mapped. Raises ConfigError.
+  """
+  if '://' in cache:
+    raise config_lib.ConfigError(
+      f'config.data.cache={cache!r}: a local folder is expected, since tokens are memory-mapped'
+    )
+  if cache:
+    return pathlib.Path(files.expanded(cache))
+  if bucket.is_remote(workdir):
+    return files.cache() / 'tokens'
+  return pathlib.Path(workdir) / 'tokens'
+
+
 class Feed:
   """Training and validation batches of a run.
 
@@ -31,16 +47,14 @@ class Feed:
   `looks` at them; `held()` gives their batches and `reweigh` takes what was found.
   """
 
-  def __init__(self, run: Any, workdir: pathlib.Path, mesh=None):
+  def __init__(self, run: Any, workdir: Any, mesh=None):
     """Reads (and where needed tokenizes) every source. Raises ConfigError naming the key, file and
     value.
     """
     self.run, self.mesh = run, mesh
     self.skips = skips_lib.read(workdir)
     d = run.config['data']
-    cache = (
-      pathlib.Path(files.expanded(d['cache'])) if d['cache'] else pathlib.Path(workdir) / 'tokens'
-    )
+    cache = token_folder(d['cache'], workdir)
     names, weights, stores = self._stores('train', cache)
     self._plan = self._named(
       'train',
@@ -208,6 +222,15 @@ class Feed:
     if self._mixing is None:
       return self._plan.fingerprint()
     return store_lib.combine(self._plan.fingerprint(), self._held.plan.fingerprint())
+
+  def facts(self) -> dict[str, Any]:
+    """What all processes of a run must see alike."""
+    held = None if self._valid is None else self._valid.plan.fingerprint()
+    return {
+      'the plan of config.data.train': self.plan_fingerprint,
+      'the plan of config.data.valid': held,
+      'the list of skipped batches': str(self.skips),
+    }
 
   def documents(self, step: int) -> list[dict[str, Any]]:
     """What the batch of update `step` (from 0) was made of, as JSON values."""

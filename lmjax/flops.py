@@ -20,22 +20,7 @@ from typing import Any
 
 from lmjax import kinds
 from lmjax.parallel import facts as facts_lib
-
-# Dense bf16 peaks of one chip, FLOP/s, from the makers' data sheets.
-PEAKS = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100': 989e12,
-  'NVIDIA H200': 989e12,
-  'Tesla T4': 65e12,
-  'NVIDIA L4': 121e12,
-}
+from lmjax.planning import chips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +93,9 @@ def active(fact, shape: tuple[int, ...]) -> int:
 
 
 def peak(device_kind: str) -> float | None:
-  """The dense bf16 peak of a device, by the longest matching name; None where unknown (a CPU)."""
-  found = [k for k in PEAKS if device_kind.startswith(k)]
-  return PEAKS[max(found, key=len)] if found else None
+  """The dense bf16 peak of a device, FLOP/s; None where unknown (a CPU)."""
+  chip = chips.of_kind(device_kind)
+  return None if chip is None else chip.bf16
 
 
 def mfu(tokens_per_second: float, flops: Flops, devices: int, device_kind: str) -> dict[str, float]:

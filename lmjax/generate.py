@@ -2,7 +2,9 @@
 with a cache (`decode_loop`).
 
 Prompts are padded on the left with segment 0, so that all rows end in the same column; the position
-of a row's first real token is 0. All but the last token of each prompt go through `prefill`; the
+of a row's first real token is 0. Where that needs fewer rows, the prefill reads several prompts in
+one, as documents are packed for training, and each gets what the cache holds of it
+(`padding.packed`). All but the last token of each prompt go through `prefill`; the
 loop feeds the last one and what follows. An encoder reads its source there, once; a prefix that all
 may see goes through it whole, and the loop feeds its last token again. A row gives the same alone
 and in any batch, since rows share no key, unless the model takes scales or outliers from all rows
@@ -14,7 +16,7 @@ Axes: B rows, P prompt columns, T new tokens.
 """
 
 import functools
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Hashable, Iterable, NamedTuple, Sequence
 import zlib
 
 import jax
@@ -55,18 +57,23 @@ class Text(NamedTuple):
   joined: bool = True
 
 
-def row_keys(prompts: Sequence[Sequence[int]], seed: int):
-  """A key for each row from the seed, the prompt and how often the prompt came before, hence not
-  from the rest of the batch.
+def row_keys(prompts: Sequence[Sequence[int]], seed: int, turns: Sequence[int] | None = None):
+  """A key for each row from the seed, the prompt and how often the prompt came before (`turns`,
+  counted here where not given), hence not from the rest of the batch.
   """
-  seen: dict[bytes, int] = {}
-  marks, turns = [], []
+  marks = [zlib.crc32(np.asarray(p, np.int64).tobytes()) for p in prompts]
+  given = counted(map(tuple, prompts)) if turns is None else turns
+  return _folded(seed, np.asarray(marks, np.uint32), np.asarray(given, np.uint32))
+
+
+def counted(prompts: Iterable[Hashable]) -> list[int]:
+  """How often each prompt came before."""
+  seen: dict[Hashable, int] = {}
+  out = []
   for p in prompts:
-    data = np.asarray(p, np.int64).tobytes()
-    marks.append(zlib.crc32(data))
-    turns.append(seen.setdefault(data, 0))
-    seen[data] += 1
-  return _folded(seed, np.asarray(marks, np.uint32), np.asarray(turns, np.uint32))
+    out.append(seen.get(p, 0))
+    seen[p] = out[-1] + 1
+  return out
 
 
 @jax.jit
@@ -87,6 +94,7 @@ def generate(
   cache: str = 'full()',
   others: Sequence[tuple[Any, Any]] = (),
   tokenizer=None,
+  turns: Sequence[int] | None = None,
 ) -> list[Any]:
   """New tokens for each prompt, int32, without the end token; `Drafts` for a rule of several texts.
 
@@ -97,7 +105,10 @@ def generate(
       eos: the token that ends a row.
     cache: cache spec; 'window()' keeps memory flat for models whose every mixer has a window.
     others: (architecture, variables) of further models, for rules that take several.
-    tokenizer: what the rule's own files are checked against.
+    tokenizer: what the rule's own files are checked against; ids that it does not know are never
+      written, where the model has more.
+    turns: how often each prompt was asked before, which `seed` tells apart; within `prompts`, where
+      it is not given.
 
   Raises:
     ValueError: no prompt or an empty one, ids outside the vocabulary, more tokens than a model has
@@ -115,6 +126,7 @@ def generate(
     eos=eos,
     cache=cache,
     tokenizer=tokenizer,
+    turns=turns,
   )
   return [] if found is None else [_result(*row, eos) for row in zip(*found[:2])]
 
@@ -129,6 +141,7 @@ def decoded(
   eos: int | None = None,
   cache: str = 'full()',
   tokenizer=None,
+  turns: Sequence[int] | None = None,
 ):
   """(texts, scores, steps) of `decode_loop.Decoded`, numpy, a row for each prompt; scores are a
   list of None for plain rules. None where there is no prompt. Else as `generate`.
@@ -142,14 +155,16 @@ def decoded(
   for architecture in architectures:
     check(architecture, asked, max_tokens)
   made, vocab = _base.rule(chain), architectures[0].model.vocab
+  known = vocab if tokenizer is None else min(vocab, tokenizer.vocab_size)
   limits = [n for n in map(context_limit, architectures) if n is not None]
   batch = padding.power_of_two(len(asked), padding.least_rows())
-  given = inputs(asked, batch, limits)
+  packs = all(decode_checks.can_pack(a, kind) for a in architectures)
+  given = inputs(asked, batch, limits, pack=packs)
   tokens = -(-max_tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
   size = given[0].shape[1] + tokens + made.ahead
-  if made.ahead or given[-1] is not None:
+  if made.ahead or given[4] is not None:
     decode_checks.can_go_back(architectures, kind, size, max(made.ahead, 1))
-  arrays = made.load(vocab, tokenizer)
+  arrays = made.load(known, tokenizer)
   nets = tuple(Fixed(architecture) for architecture in architectures)
   slots = tuple(
     prefill(net, variables, *given, kind=kind, length=size, streams=made.streams)
@@ -164,20 +179,25 @@ def decoded(
       padding.tails(texts, made.tail, batch), np.int32(-1 if eos is None else eos), tokens
     ),
     arrays,
-    row_keys([(*(p.source or ()), *p.text) for p in asked] + spare, seed),
+    row_keys(
+      [(*(p.source or ()), *p.text) for p in asked] + spare,
+      seed,
+      None if turns is None else [*turns, *[0] * len(spare)],
+    ),
     np.arange(batch) >= len(asked),
     max_tokens,
     rule=str(chain),
-    vocab=vocab if len(models) > 1 else None,
+    vocab=known if len(models) > 1 or known < vocab else None,
   )
   n, none = len(prompts), [None] * len(prompts)
   texts, scores, steps = jax.device_get((out.texts_BKT, out.scores_BK, out.steps_B))
   return texts[:n], none if scores is None else scores[:n], steps[:n]
 
 
-def inputs(prompts: Sequence[kinds.Prompt], rows: int, limits: Sequence[int]):
+def inputs(prompts: Sequence[kinds.Prompt], rows: int, limits: Sequence[int], pack: bool = False):
   """What `prefill` reads: tokens, segments and positions of the texts, the source or None, sizes of
-  the prefixes or None. limits: columns at most, where there is a limit.
+  the prefixes or None, where packed texts are or None. limits: columns at most, where there is a
+  limit. pack: whether several texts may share a row, where that saves any.
   """
   whole = any(p.prefix for p in prompts)  # a prefix is seen to its last token
   texts = [p.text if whole else p.text[:-1] for p in prompts]
@@ -186,7 +206,9 @@ def inputs(prompts: Sequence[kinds.Prompt], rows: int, limits: Sequence[int]):
   sources = [p.source for p in prompts]
   read = None if sources[0] is None else padding.source(sources, columns(sources), rows)
   prefix_B = np.array([p.prefix for p in prompts] + [0] * (rows - len(prompts)), np.int32)
-  return *padding.left_padded(texts, columns(texts), rows), read, prefix_B if whole else None
+  if pack and read is None and not whole and (found := padding.packed(texts, columns(texts), rows)):
+    return *found[:3], None, None, found[3:]
+  return *padding.left_padded(texts, columns(texts), rows), read, prefix_B if whole else None, None
 
 
 def _result(texts_KT, scores_K, eos):

@@ -6,21 +6,16 @@ of a small training step. One arena, no mmap and no trimming let the next call r
 """
 
 import ctypes
-import importlib.util
 import os
 
-ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm7_plugin')
 ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1  # malloc.h
 
 
 def keep() -> bool:
-  """Call before jax is imported. Does nothing, and returns False, where an accelerator may be used,
-  the user has set MALLOC_ variables, or the C library is not glibc.
+  """Call before jax is imported, where the CPU computes. Does nothing, and returns False, where the
+  user has set MALLOC_ variables, or the C library is not glibc.
   """
-  cpu_only = os.environ.get('JAX_PLATFORMS') == 'cpu' or not any(
-    importlib.util.find_spec(name) for name in ACCELERATORS
-  )
-  if not cpu_only or any(k.startswith('MALLOC_') for k in os.environ):
+  if any(k.startswith('MALLOC_') for k in os.environ):
     return False
   try:
     mallopt = ctypes.CDLL(None).mallopt

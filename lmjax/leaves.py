@@ -31,6 +31,7 @@ SPECS = {
   'data.transforms': ('transform', 'chain?'),
   'data.mixture': ('mixture', 'one'),
   'eval.tasks': ('eval', 'chain?'),
+  'trackers': ('tracker', 'chain?'),
   'sample.rule': ('decoding', 'chain'),
 }
 
@@ -59,6 +60,8 @@ RANGES = {
   'eval.batches': (0, None),
   'sample.every': (0, None),
   'sample.tokens': (0, 100_000),
+  'mesh.stage_micro_batches': (0, None),
+  'mesh.stage_rounds': (1, 1000),
   'model.vocab': (0, None),
   'model.width': (1, None),
   'model.depth': (1, 10_000),

@@ -28,6 +28,7 @@ import numpy as np
 from lmjax import generate as generate_lib
 from lmjax import kinds
 from lmjax import padding
+from lmjax import progress
 from lmjax import prompts as prompts_lib
 from lmjax.nn import embedding
 from lmjax.parallel import shard
@@ -230,10 +231,19 @@ class LM:
     return 'length' if self.prompts.task is None else 'half'
 
   def generate(
-    self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = ()
+    self,
+    prompts: Sequence[str],
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    *,
+    rule: str = 'greedy()',
+    seed: int = 0,
   ) -> list[str]:
-    """Greedy text after each prompt, ended before the first of `stop`, at eos, or after max_tokens.
+    """Text after each prompt, ended before the first of `stop`, at eos, or after max_tokens.
     Prompts are cut from the left; an empty one is the prefix. Raises ValueError where that is none.
+
+    rule: a decoding spec of filters. Draws follow from the seed, the prompt and how often it came
+    before.
     """
     if not 1 <= max_tokens < self.length:
       raise ValueError(
@@ -247,14 +257,20 @@ class LM:
     out: list[str] = [''] * len(ids)
     rows = padding.power_of_two(max(1, self.batch_tokens // self.length))
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for start in range(0, len(order), rows):
+    asked = [self.prompts.prompt(x) for x in ids]
+    turns = generate_lib.counted(asked)
+    for start in progress.track(range(0, len(order), rows), 'writing', unit='batches'):
       mine = order[start : start + rows]
       new = generate_lib.generate(
         self.architecture,
         self.variables,
-        [self.prompts.prompt(ids[i]) for i in mine],
+        [asked[i] for i in mine],
         max_tokens=max_tokens,
+        rule=rule,
+        seed=seed,
+        turns=[turns[i] for i in mine],
         eos=self.tokenizer.eos,
+        tokenizer=self.tokenizer,
       )
       for i, n in zip(mine, new):
         out[i] = cut(self.prompts.new_text(ids[i], n.tolist()), stop)
@@ -283,17 +299,19 @@ class LM:
     for i, w in enumerate(windows):
       sizes = self._bucket(len(w.tokens) - 1), self._bucket(len(w.source or ()))
       buckets.setdefault(sizes, []).append(i)
-    for (steps, read), members in sorted(buckets.items()):
-      members.sort(key=lambda i: len(windows[i].tokens))
-      least = padding.least_rows()
-      rows = min(
-        padding.power_of_two(max(1, self.batch_tokens // (steps + read)), least),
-        padding.power_of_two(len(members), least),
-      )
-      for start in range(0, len(members), rows):
-        mine = members[start : start + rows]
-        for i, (a, b) in zip(mine, self._batch([windows[i] for i in mine], rows, steps, read)):
-          logp[i], right[i] = a, b
+    with progress.Count('scoring', len(windows), 'windows') as count:
+      for (steps, read), members in sorted(buckets.items()):
+        members.sort(key=lambda i: len(windows[i].tokens))
+        least = padding.least_rows()
+        rows = min(
+          padding.power_of_two(max(1, self.batch_tokens // (steps + read)), least),
+          padding.power_of_two(len(members), least),
+        )
+        for start in range(0, len(members), rows):
+          mine = members[start : start + rows]
+          for i, (a, b) in zip(mine, self._batch([windows[i] for i in mine], rows, steps, read)):
+            logp[i], right[i] = a, b
+          count.add(len(mine))
     per = [[] for _ in range(owners)]
     for i, w in enumerate(windows):
       per[w.owner].append(i)

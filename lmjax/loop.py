@@ -6,6 +6,7 @@ Invariants.
      skips; nothing else is needed to go on exactly.
   2. The metrics of a step are fetched after the next step was dispatched, so that the device never
      waits for logging; all of them before anything is saved, so that no refused step is missed.
+     Between steps nothing else moves from or to the host but the next batch.
   3. Evaluation and sampling read the state and never change it.
   4. The last step is evaluated, saved and reported; what a stop left of that, a resume does. A run
      stopped by a signal is saved. A save that failed is tried again or ends the run.
@@ -41,6 +42,13 @@ UNSEEN = 100  # steps whose metrics may wait on the device, however seldom they 
 SLOW_SAVE = 10.0  # seconds of waiting for a save that are worth a word
 
 
+def step_fn(run: build_lib.Run):
+  """The step as it is compiled: it takes the state's memory for the next one."""
+  shardings = run.shardings()
+  out = None if shardings is None else (shardings, None)
+  return jax.jit(run.step, donate_argnums=0, out_shardings=out)
+
+
 class Trainer:
   """One run from its first or restored state to its last step.
 
@@ -65,10 +73,7 @@ class Trainer:
     self.config, self.sampler, self.restore = run.config, sampler, restore
     self.started = time.monotonic() if started is None else started
     self.key = jax.random.fold_in(jax.random.key(self.config['seed']), 1)
-    shardings = run.shardings()
-    self.step_fn = jax.jit(
-      run.step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None)
-    )
+    self.step_fn = step_fn(run)
     self.recompute = recompute.Recompute(self.step_fn)
     self.eval_fn = evaluate.make_eval_step(mixing.by_source(run, feed.valid_names))
     self.flops = flops_lib.per_token(run)
@@ -97,8 +102,10 @@ class Trainer:
     size = dict(
       parameters=build_lib.counts(self.run)['total'],
       state_bytes=build_lib.state_bytes(self.run)['total'],  # of the optimizer, a parameter
+      flops_per_token=self.flops.step_full,
     )
     self._track('model', int(state.step), size)
+    self.devices = len(state.step.sharding.device_set)  # others may be there, and idle
     with progress.Bar(self.config['steps'], int(state.step)) as self.bar, self.watchdog:
       while True:
         try:
@@ -115,8 +122,9 @@ class Trainer:
 
   def _stretch(self, state, stop: Stop, vote):
     """Steps without a break in their order."""
-    start, steps = int(state.step), self.config['steps']
-    self.skipped = int(state.skipped)
+    start, skipped = jax.device_get((state.step, state.skipped))
+    start, steps = int(start), self.config['steps']
+    self.skipped = int(skipped)
     self.waited, self.last_time, self.last_step = 0.0, None, None
     self.pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
     batches = iter(())
@@ -225,7 +233,12 @@ class Trainer:
     self._begin(f'the save of step {done}', first=False)
     before = time.monotonic()
     cursor, scores = self.feed.cursor(done), self._scores_of(done)
-    self._saved(lambda: self.checkpoints.save(done, state, cursor, scores))
+
+    def save():
+      self.tracker.flush()  # no checkpoint without the metrics before it
+      self.checkpoints.save(done, state, cursor, scores)
+
+    self._saved(save)
     blocked = time.monotonic() - before
     if blocked > SLOW_SAVE:
       self.bar.say(
@@ -235,10 +248,10 @@ class Trainer:
     self._track('save', done, dict(blocked=blocked, seconds=self.checkpoints.last_seconds))
 
   def _saved(self, fn) -> bool:
-    """Whether fn(), a call of the checkpointer, met no failure; too many in a row end the run."""
+    """Whether fn(), a save or what follows it, met no failure; too many in a row end the run."""
     try:
       fn()
-    except CheckpointError as e:
+    except (CheckpointError, TrackingError) as e:
       self.failed_saves += 1
       self._failed(e, self.failed_saves)
       return False
@@ -349,7 +362,7 @@ class Trainer:
         step_time=seconds,
         tokens_per_second=rate,
         data_wait=self.waited / (done - self.last_step),
-        **flops_lib.mfu(rate, self.flops, jax.device_count(), device),
+        **flops_lib.mfu(rate, self.flops, self.devices, device),
       )
     else:
       self.bar.say(f'first loss {values["loss"]:.4f} after {now - self.started:.1f} s')

@@ -19,7 +19,7 @@ def apply(config: ConfigDict, key: str, text: str):
     if name not in node:
       have = list(config_lib.flat(config))
       raise ConfigError(
-        f'--config.{specs.shown(key)}: no such key{nearest(key, have)} '
+        f'--config.{specs.shown(key)}: no such key{nearest(key, have, ";")} '
         f'config{"." if i else ""}{".".join(parts[:i])} has '
         f'{", ".join(node)}'
       )

@@ -1,11 +1,11 @@
 """Ragged texts as arrays, their shapes rounded up so that few programs are compiled."""
 
-import math
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
 from lmjax import kinds
+from lmjax.data import bins
 from lmjax.parallel import shard
 
 
@@ -16,8 +16,7 @@ def power_of_two(n: int, least: int = 1) -> int:
 
 def least_rows() -> int:
   """Rows that a batch has at least: what the current mesh divides it over."""
-  mesh = shard.mesh()
-  return math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch']) if not mesh.empty else 1
+  return shard.sharing(shard.mesh().shape)
 
 
 def left_padded(
@@ -36,6 +35,43 @@ def left_padded(
         np.arange(len(p)),
       )
   return tokens, segments, positions
+
+
+class Packed(NamedTuple):
+  """Several texts to a row, each with positions of its own, int32 (R, P); where text b is: its row
+  and its segment there, int32 (B,), segment -1 for none.
+  """
+
+  tokens_RP: np.ndarray
+  segments_RP: np.ndarray
+  positions_RP: np.ndarray
+  rows_B: np.ndarray
+  marks_B: np.ndarray
+
+
+def packed(texts: Sequence[Sequence[int]], columns: int, rows: int) -> Packed | None:
+  """Texts in as few rows as best fit needs, the longest first; None where that saves no row of
+  `rows` (Zhao et al., 2024, arXiv:2404.09529).
+  """
+  sizes = np.array([len(t) for t in texts])
+  order = [i for i in np.argsort(-sizes, kind='stable') if sizes[i]]
+  found, count = bins.best_fit(sizes[order], columns)
+  fewer = power_of_two(max(1, count), least_rows())
+  if fewer >= rows:
+    return None
+  out = Packed(
+    *(np.zeros((fewer, columns), np.int32) for _ in range(3)),
+    np.zeros(rows, np.int32),
+    np.full(rows, -1, np.int32),
+  )
+  for i, r in zip(order, found):
+    start = np.count_nonzero(out.segments_RP[r])
+    span = slice(start, start + sizes[i])
+    mark = out.segments_RP[r].max() + 1
+    out.tokens_RP[r, span], out.segments_RP[r, span] = texts[i], mark
+    out.positions_RP[r, span] = np.arange(sizes[i])
+    out.rows_B[i], out.marks_B[i] = r, mark
+  return out
 
 
 def source(texts: Sequence[Sequence[int]], columns: int, rows: int) -> kinds.Text:

@@ -7,26 +7,27 @@ from rich.console import Console
 from rich.table import Table
 
 from lmjax import build as build_lib
-from lmjax import checks
 from lmjax import flops as flops_lib
+from lmjax import mesh_checks
 from lmjax.parallel import facts as facts_lib
 from lmjax.parallel import mesh as mesh_lib
+from lmjax.parallel import remat_bytes
 from lmjax.parallel import shard
 
 
-def piece_bytes(run, tree_of) -> tuple[int, dict[str, int]]:
-  """Bytes on one device of `tree_of(state)` on the config's mesh, and the mesh's axes ({} for one
-  device).
-  """
-  mesh = mesh_lib.abstract(run.config['mesh'])
-  if mesh is None:
-    return build_lib.nbytes(tree_of(run.state_shapes)), {}
-  checks.devices(run, mesh)
-  placed = jax.tree.leaves(tree_of(run.placements(mesh)), is_leaf=build_lib.is_placement)
+def piece_bytes(run, placed, tree_of) -> int:
+  """Bytes on one device of `tree_of(state)`. placed: all placements, None for one device."""
+  if placed is None:
+    return build_lib.nbytes(tree_of(run.state_shapes))
+  places = jax.tree.leaves(tree_of(placed), is_leaf=build_lib.is_placement)
   shapes = jax.tree.leaves(tree_of(run.state_shapes))
-  return sum(math.prod(p.piece) * s.dtype.itemsize for p, s in zip(placed, shapes)), dict(
-    mesh.shape
-  )
+  return sum(math.prod(p.piece) * s.dtype.itemsize for p, s in zip(places, shapes))
+
+
+def console() -> Console:
+  """Lines are as long as they are; a pipe is wide."""
+  out = Console(soft_wrap=True, highlight=False)
+  return out if out.is_terminal else Console(soft_wrap=True, highlight=False, width=200)
 
 
 def size(n: float, unit: str = 'B') -> str:
@@ -41,22 +42,22 @@ def show(resolved: dict) -> int:
   fit together.
   """
   run = build_lib.build(resolved)
-  console = Console(soft_wrap=True, highlight=False)
-  if not console.is_terminal:
-    console = Console(soft_wrap=True, highlight=False, width=200)
+  mesh = mesh_lib.abstract(run.config['mesh'])
+  mesh_checks.devices(run, mesh)
+  out = console()
   shapes = Table('parameter', 'shape', 'axes', 'count', box=None)
   for keys, fact, shape in facts_lib.items(run.facts['params'], run.shapes['params']):
     axes = ', '.join(str(n or '-') for n in fact.names)
     shapes.add_row('/'.join(keys), str(shape), axes, f'{math.prod(shape):,}')
-  console.print(shapes)
+  out.print(shapes)
   groups = Table('group', 'parameters', box=None)
   for name, n in build_lib.counts(run).items():
     groups.add_row(name, f'{n:,}')
-  console.print(groups)
+  out.print(groups)
 
   f, tokens = flops_lib.per_token(run), resolved['batch_tokens']
-  params, axes = piece_bytes(run, lambda s: s.params)
-  sharing = math.prod(axes.get(a, 1) for a in shard.RULES['batch'])
+  placed, axes = (None, {}) if mesh is None else (run.placements(mesh), mesh.shape)
+  params = piece_bytes(run, placed, lambda s: s.params)
   where = (
     ' x '.join(f'{a} {n}' for a, n in axes.items())
     or 'not sharded (config.mesh gives no sizes above 1)'
@@ -74,15 +75,29 @@ def show(resolved: dict) -> int:
     f'{size(f.step_causal * tokens * resolved["steps"], "FLOP")}',
     f'memory of one device, {where}': '',
     '  parameters': size(params),
-    '  optimizer state': size(piece_bytes(run, lambda s: s.opt)[0])
+    '  optimizer state': size(piece_bytes(run, placed, lambda s: s.opt))
     + ', bytes a parameter: '
     + ', '.join(f'{k} {v:.4g}' for k, v in build_lib.state_bytes(run).items() if v),
     '  gradients': size(params),
-    '  residual stream of one micro-batch, all layers': size(hidden * run.model.depth / sharing),
+    '  residual stream of one micro-batch, all layers': size(
+      hidden * run.model.depth / shard.sharing(axes, 'batch', 'time', 'layers')
+    ),
     '  logits of one micro-batch (float32)': size(
-      4 * rows * run.length * run.model.vocab / sharing
+      4 * rows * run.length * run.model.vocab / shard.sharing(axes, 'batch', 'time', 'vocab')
     ),
   }
   for key, value in lines.items():
-    console.print(f'{key}: {value}'.rstrip(), markup=False)
+    out.print(f'{key}: {value}'.rstrip(), markup=False)
+  out.print(named_tensors(run, mesh))
   return 0
+
+
+def named_tensors(run, mesh) -> Table:
+  """What `config.model.remat` does with each name, and what it is about."""
+  found = remat_bytes.rows(run, mesh)
+  title = f'one micro-batch on one device, config.model.remat={run.config["model"]["remat"]!r}'
+  table = Table('tensor', 'number', 'bytes if kept', 'it is', 'FLOPs to make it again', box=None)
+  table.title, table.title_justify = title, 'left'
+  for r in found:
+    table.add_row(r.name, str(r.tensors), size(r.bytes), r.fate, size(r.flops, 'FLOP'))
+  return table

@@ -1,14 +1,13 @@
 """python -m lmjax.quantize RUN --method=SPEC --out=DIR: a run's best checkpoint in fewer bits.
 
-The matrices of all layers become codes; embeddings, norms and the head stay. DIR is a run directory
-for `python -m lmjax.main --eval=... --workdir=DIR` and `python -m lmjax.sample --workdir=DIR`.
-Methods that need inputs see rows of the run's training data; the validation set is only scored.
+The matrices of all layers become codes; embeddings, norms and the head stay.
+DIR is a run directory for --eval and lmjax.sample. Methods that need inputs see
+rows of the run's training data; the validation set is only scored.
 `python -m lmjax.main --list quantizer` shows the methods.
 
 examples:
-  python -m lmjax.quantize runs/quickstart --method='rtn(bits=8)' --out=runs/quickstart-8
-  python -m lmjax.quantize runs/quickstart --method='gptq(bits=4, group=64)' --out=runs/quickstart-4
-  python -m lmjax.quantize runs/quickstart --method='llm_int8()' --out=runs/quickstart-int8
+  python -m lmjax.quantize runs/q --method='rtn(bits=8)' --out=runs/q8
+  python -m lmjax.quantize runs/q --method='gptq(bits=4)' --out=runs/q4
 """
 
 import argparse
@@ -43,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     prog='python -m lmjax.quantize',
     formatter_class=argparse.RawDescriptionHelpFormatter,
     description=__doc__,
+    epilog=exits.PLAIN,
     allow_abbrev=False,
   )
   p.add_argument('run', metavar='RUN', help='a run directory')
@@ -105,8 +105,9 @@ def quantize(
   path, calibrating = rundir.local(source), calibration_run(run, data)
   feed = feed_of(calibrating, path, target)
   seen = rows_of(feed, rows)
-  told = lambda layer: progress.say(f'layer {layer.depth + 1} of {run.model.depth}')
-  result = _layers.Pass(run, new, part)(params, vars, seen, told)
+  with progress.Count('quantizing', run.model.depth, 'layers') as count:
+    told = lambda layer: count.at(layer.depth)
+    result = _layers.Pass(run, new, part)(params, vars, seen, told)
   shapes = {k: v for k, v in new.shapes.items() if k != 'params'}
   like = dict(params=new.shapes['params'], vars=shapes)
   after = restore.fitted(dict(params=result.params, vars=result.vars), like, method)
@@ -149,6 +150,11 @@ def used_run(trained: dict[str, Any]) -> build_lib.Run:
     raise ValueError(
       f'config.objective={c["objective"]!r} trains several networks; a run of one network is '
       'expected, such as one that began from this by a surgery (--list surgery)'
+    )
+  if run.architecture.model.encoders:
+    raise ValueError(
+      f'config.model.architecture={c["model"]["architecture"]!r} reads a source; a model without '
+      'an encoder is expected, others are not quantized'
     )
   return run
 

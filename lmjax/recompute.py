@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import exits
+from lmjax.parallel import offload
 
 
 class Recompute:
@@ -56,14 +57,14 @@ class Recompute:
     return state, metrics, _digests((state, metrics))
 
 
-@jax.jit
 def _copy(tree):
-  return jax.tree.map(jnp.copy, tree)
+  return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), tree)
 
 
 @jax.jit
 def _digests(tree) -> list[jax.Array]:
-  return [digest(x) for x in jax.tree.leaves(tree)]
+  near = offload.put(tree, jax.memory.Space.Device)  # some of it may lie on the host
+  return [digest(x) for x in jax.tree.leaves(near)]
 
 
 def digest(x) -> jax.Array:

@@ -126,23 +126,25 @@ def names(kind: str) -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith('_'))
 
 
-def nearest(word: str, words) -> str:
-  """'; did you mean x?' or nothing."""
+def nearest(word: str, words, otherwise: str = '') -> str:
+  """'; did you mean x?' or `otherwise`, such as the full stop before a sentence that follows."""
   close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-  return f'; did you mean {close[0]!r}?' if close else ''
+  return f'; did you mean {close[0]!r}?' if close else otherwise
 
 
 def get(kind: str, name: str) -> Entry:
   """Finds a part, importing its file. Raises SpecError with the nearest name."""
   if kind not in kinds.KINDS:
-    raise SpecError(f'no kind {kind!r}{nearest(kind, kinds.KINDS)} kinds: {", ".join(kinds.KINDS)}')
+    raise SpecError(
+      f'no kind {kind!r}{nearest(kind, kinds.KINDS, ";")} kinds: {", ".join(kinds.KINDS)}'
+    )
   if ':' in name:
     return _outside(kind, name)
   if (kind, name) not in _PARTS:
     have = names(kind)
     if name not in have:
       raise SpecError(
-        f'no {kind} named {brief(name)}{nearest(name, have)} There are: {", ".join(have)}'
+        f'no {kind} named {brief(name)}{nearest(name, have, ".")} There are: {", ".join(have)}'
       )
     importlib.import_module(f'{kinds.KINDS[kind].folder}.{name}')
   return _PARTS[kind, name]
@@ -206,7 +208,7 @@ def make(kind: str, spec: 'str | specs.Call', **context) -> Part:
       )
     if key not in params:
       raise SpecError(
-        f'{kind} {call.name} has no argument {brief(key)}{nearest(key, params)} '
+        f'{kind} {call.name} has no argument {brief(key)}{nearest(key, params, ".")} '
         f'It takes: {", ".join(params) or "none"}'
       )
   args = []

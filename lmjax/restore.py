@@ -6,10 +6,12 @@ from typing import Any, Collection, Iterator
 
 import jax
 
+from lmjax import bucket
 from lmjax import build as build_lib
 from lmjax import config as config_lib
 from lmjax import files
 from lmjax import kinds
+from lmjax import own_files
 from lmjax import progress
 from lmjax import registry
 from lmjax import rundir
@@ -37,7 +39,7 @@ AS_IT_IS = Choice()
 class Restorer:
   """Finds and restores the states of one run."""
 
-  def __init__(self, run: build_lib.Run, checkpoints: Checkpointer, feed, workdir: pathlib.Path):
+  def __init__(self, run: build_lib.Run, checkpoints: Checkpointer, feed, workdir: Any):
     self._run, self._checkpoints, self._feed, self._workdir = run, checkpoints, feed, workdir
 
   def first(self, choice: Choice = AS_IT_IS) -> Any:
@@ -267,15 +269,23 @@ def built(source: str) -> build_lib.Run:
 def config_of(source: str) -> dict[str, Any]:
   """The resolved config of a run directory, or of one of its checkpoints. Raises ValueError."""
   folder = _folder(source)
-  config = rundir.read_config(folder)
+  config = own_files.config(folder)
   config_lib.refuse_code(config, f'{folder}/config.json')
   return config_lib.resolve(config)
 
 
-def _folder(source: str) -> pathlib.Path:
+def path_of(source: Any) -> Any:
+  """The path of a run or checkpoint. Raises ValueError where its object store cannot be used."""
+  text = files.expanded(source)
+  return bucket.place(text) if '://' in text else pathlib.Path(text)
+
+
+def _folder(source: str) -> Any:
   """The run directory that a checkpoint lies in; the path itself where there is none."""
-  path = pathlib.Path(files.expanded(source)).resolve()
-  return next((p for p in (path, *path.parents[:2]) if (p / 'config.json').is_file()), path)
+  path = path_of(source)
+  path = path if bucket.is_remote(path) else path.resolve()
+  above = [p for p in path.parents[:2] if not bucket.is_root(p)]
+  return next((p for p in (path, *above) if (p / 'config.json').is_file()), path)
 
 
 def _read(source: str) -> dict[str, Any] | None:
@@ -312,13 +322,17 @@ def find_checkpoint(source: str, where: str = '') -> tuple[Checkpointer, int]:
   """A run directory, its `checkpoints`, or one step of it: (reader, step). The best step where
   scores are known, else the last. Raises ValueError, which begins with `where`.
   """
-  path = pathlib.Path(files.expanded(source))
-  if path.name.isdigit() and path.is_dir():
+  try:
+    path = path_of(source)
+  except ValueError as e:
+    raise ValueError(f'{where}{e}') from None
+  is_run = (path / 'checkpoints').is_dir()  # its name may be a date
+  if path.name.isdigit() and path.is_dir() and not is_run:
     reader, step = Checkpointer(path.parent), int(path.name)
     if step not in reader.offered():
       raise ValueError(f'{where}{source}: no complete checkpoint')
     return reader, step
-  folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+  folder = path / 'checkpoints' if is_run else path
   if not folder.is_dir():
     raise ValueError(f'{where}{source}: no such directory')
   reader = Checkpointer(folder)
@@ -340,7 +354,7 @@ def load(workdir: Any, *, allow_code: bool = False) -> tuple[build_lib.Run, Any,
 
 def resolved(workdir: Any, *, allow_code: bool = False) -> dict[str, Any]:
   """The config of a run directory, whose code is not imported unless allowed. Raises ValueError."""
-  config = rundir.read_config(workdir)
+  config = own_files.config(workdir)
   if not allow_code:
     config_lib.refuse_code(config, f'{workdir}/config.json')
   return config_lib.resolve(config)

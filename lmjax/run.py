@@ -2,19 +2,22 @@
 
 import contextlib
 import os
-import pathlib
+import secrets
 import time
 from typing import Any
 
 import jax
 
 from lmjax import build as build_lib
+from lmjax import channels
 from lmjax import checks
 from lmjax import config as config_lib
 from lmjax import exits
 from lmjax import feed as feed_lib
+from lmjax import files
 from lmjax import kinds
 from lmjax import loop
+from lmjax import mesh_checks
 from lmjax import progress
 from lmjax import prompts
 from lmjax import restore
@@ -26,17 +29,19 @@ from lmjax.tracking import Tracker
 from lmjax.tracking import read_metrics
 
 
+SEEN = 10.0  # seconds until a file that one host has written must be seen by another
+
+
 def compilation_cache():
   """Keeps compiled programs between runs, unless the user set a place (or '') for them."""
   if jax.config.jax_compilation_cache_dir is None and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'lmjax', 'xla'))
+    jax.config.update('jax_compilation_cache_dir', str(files.cache() / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def checkpointer(config: dict[str, Any], workdir) -> Checkpointer:
   return Checkpointer(
-    pathlib.Path(workdir) / 'checkpoints',
+    files.path_of(workdir) / 'checkpoints',
     keep_last=config['keep_last'],
     keep_every=config['keep_every'],
     keep_best=config['keep_best'],
@@ -63,21 +68,23 @@ def train(
     asked = tasks(resolved['eval']['tasks'], 'eval.tasks')
     run = build_lib.build(resolved)
     checks.trained(run)
+    shown = _trackers(resolved, path)
     if asked:  # ... nor is a model that cannot be asked.
       config_lib.named('eval.tasks', lambda: suit(asked, language_model(run, {}, {})))
+    processes.require()
     mesh = build_lib.mesh(resolved)
-    checks.devices(run, mesh)
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    mesh_checks.devices(run, mesh)
+    with run.choices(), contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
       opened, feed = _open(run, path, mesh, force=allow_config_change)
       try:
-        return _train(run, opened, feed, choice, stop, started)
+        return _train(run, opened, feed, choice, stop, started, shown)
       except exits.DiskError as e:  # also of the save under way while the run ended
         raise exits.Ended(exits.DISK, str(e)) from e
       finally:
         opened.close()
 
 
-def _open(run: build_lib.Run, workdir: pathlib.Path, mesh, *, force: bool):
+def _open(run: build_lib.Run, workdir: Any, mesh, *, force: bool):
   """(run directory, feed)."""
 
   def open_dir(write: bool):
@@ -95,12 +102,42 @@ def _open(run: build_lib.Run, workdir: pathlib.Path, mesh, *, force: bool):
   if processes.from_primary(fresh):
     restore.check_sources(run)
   rundir.make(workdir)
+  _shared(workdir)
   feed = processes.primary_first(lambda: feed_lib.Feed(run, workdir, mesh))
+  processes.agree('data', feed.facts)
   # ... and data that cannot be read claims no directory.
   return open_dir(write=jax.process_index() == 0), feed
 
 
-def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started: float) -> int:
+def _shared(workdir: Any) -> None:
+  """Raises ValueError on all processes where one does not find what process 0 writes into the run
+  directory: checkpoints would be in pieces on several disks.
+  """
+  if jax.process_count() == 1:
+    return
+
+  def written():
+    mark = workdir / f'.seen-{secrets.token_hex(8)}'
+    files.write(mark, '')
+    return mark.name
+
+  def seen():
+    until = time.monotonic() + SEEN
+    while not mark.exists():
+      if time.monotonic() > until:
+        return f'no, {workdir} there is another directory'
+      time.sleep(0.2)
+    return 'yes'
+
+  mark = workdir / processes.from_primary(written)
+  try:
+    processes.agree('place', lambda: {'whether --workdir holds what process 0 has written': seen()})
+  finally:
+    if jax.process_index() == 0:
+      mark.unlink(missing_ok=True)
+
+
+def _train(run, path: rundir.RunDir, feed, choice, stop, started: float, shown) -> int:
   c, active = run.config, jax.process_index() == 0
   if not active:
     progress.quiet()
@@ -113,12 +150,17 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
     raise
   path.adopt()
   start, n = int(state.step), build_lib.counts(run)['total']
+  devices = len(state.step.sharding.device_set)
   progress.say(
     f'{n:,} parameters, {build_lib.state_bytes(run)["total"]:.3g} bytes of optimizer state each, '
     f'{c["steps"]:,} steps of {c["batch_tokens"]:,} tokens on '
-    f'{jax.device_count()} {jax.devices()[0].device_kind} device(s); {feed.describe()}; run '
+    f'{devices} {jax.devices()[0].device_kind} device(s); {feed.describe()}; run '
     f'directory {path.path}'
   )
+  if devices < jax.device_count():
+    progress.say(
+      f'{jax.device_count() - devices} more are idle; --config.mesh.data=-1 computes on all'
+    )
   if start:
     progress.say(f'resumed at step {start}')
   sample = sampler(run)
@@ -133,6 +175,8 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
         path.path,
         resume_step=start if path.resumed else None,
         tensorboard=c['tensorboard'],
+        trackers=shown,
+        config=c,
         active=active,
       ) as tracker,
       checkpoints,
@@ -147,7 +191,7 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
         sampler=sample,
         started=started,
       )
-      with stop.held():
+      with stop.held(), processes.told():  # at once: saves under way may wait for each other
         state = trainer.train(state, stop, undone)
       if stop.signal is not None:
         return exits.RETRY
@@ -158,12 +202,17 @@ def _train(run, path: rundir.RunDir, feed, choice, stop: stop_lib.Stop, started:
     if c['report'] and active:
       _report(path.path)
   if sample is not None and c['sample']['tokens']:
-    progress.say('sample:\n' + sample(state.params, state.vars, int(state.step)))
+    progress.say('sample:\n' + progress.plain(sample(state.params, state.vars, int(state.step))))
   progress.say(f'done: {path.path / "report.html"}' if c['report'] else f'done: {path.path}')
   return 0
 
 
-def _undone(run, path: pathlib.Path, feed, sample) -> dict[str, Any]:
+def _trackers(resolved: dict[str, Any], path: Any) -> dict[str, Any]:
+  """Those of `config.trackers` by name, on process 0, which alone logs."""
+  return channels.parts(resolved['trackers'], path) if jax.process_index() == 0 else {}
+
+
+def _undone(run, path: Any, feed, sample) -> dict[str, Any]:
   """What a stop at the last step, or after it, kept from being done, by the metrics: whether the
   evaluation and the sample, and the names of tasks.
   """
@@ -179,13 +228,14 @@ def _undone(run, path: pathlib.Path, feed, sample) -> dict[str, Any]:
   )
 
 
-def _report(path: pathlib.Path):
+def _report(path: Any):
   from lmjax import report
 
   try:
     report.write_report(path)
-  except OSError as e:  # what the run learnt is in its metrics
-    progress.say(f'{path / "report.html"} cannot be written: {e.strerror or e}')
+  except (OSError, ValueError) as e:  # what the run learnt is in its metrics
+    why = getattr(e, 'strerror', None) or e
+    progress.say(f'{path / "report.html"} cannot be written: {why}')
 
 
 def language_model(run: build_lib.Run, params, vars):
@@ -212,12 +262,18 @@ def language_model(run: build_lib.Run, params, vars):
 
 
 def evaluate(workdir: str, names: str, *, allow_code: bool = False) -> int:
-  """--eval: scores the best checkpoint, prints a table, and adds the scores to metrics.jsonl."""
+  """--eval: scores the best checkpoint, prints a table, and adds the scores to metrics.jsonl and to
+  the trackers of the run.
+  """
   compilation_cache()
   path = rundir.local(workdir)
   run, params, vars, step = restore.load(path, allow_code=allow_code)
   parts = tasks(names)
-  with Tracker(path, tensorboard=False) as tracker:
+  shown = channels.usable(run.config['trackers'], path)
+  with (
+    run.choices(),
+    Tracker(path, tensorboard=False, trackers=shown, config=run.config) as tracker,
+  ):
     score(run, params, vars, parts, tracker, step)
   _report(path)
   return 0

@@ -7,7 +7,8 @@
   metrics.jsonl, tb/, checkpoints/, report.html    written by the parts of that name
   bad_steps.jsonl, skips.json    refused updates, batches left out; only where there were any
 
-Nothing that exists is overwritten.
+Nothing that exists is overwritten. The directory may be in an object store (see `bucket`), which
+has no locks: there nobody but the user keeps two runs from using it at a time.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import socket
 import sys
 from typing import Any, Mapping, Sequence
 
+from lmjax import bucket
 from lmjax import files
 from lmjax import versions
 
@@ -48,7 +50,7 @@ class RunDir:
   started with, until `adopt`.
   """
 
-  path: pathlib.Path
+  path: Any  # pathlib's, or of an object store
   config: dict[str, Any]
   fingerprint: str
   resumed: bool
@@ -56,7 +58,7 @@ class RunDir:
   forced: dict[str, Any] | None = None  # the config that takes the place of the old one
 
   @property
-  def checkpoints(self) -> pathlib.Path:
+  def checkpoints(self) -> Any:
     return self.path / 'checkpoints'
 
   def adopt(self) -> None:
@@ -74,8 +76,10 @@ class RunDir:
     """
     if self.resumed or self.lock is None or (self.path / 'metrics.jsonl').exists():
       return
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), bucket.told():
       if self.checkpoints.is_dir():
+        if bucket.is_remote(self.path):
+          return
         self.checkpoints.rmdir()  # refuses where there is one
       for name in ('versions.json', 'command.txt', 'config.json', 'fingerprint.txt'):
         (self.path / name).unlink(missing_ok=True)
@@ -138,15 +142,17 @@ def open_rundir(
   return RunDir(path, config, fingerprint, resumed, lock, forced)
 
 
-def make(path: pathlib.Path) -> None:
+def make(path: Any) -> None:
   """Makes a run directory where there is none; raises ValueError where it cannot be."""
+  if bucket.is_remote(path):
+    return  # it begins with its first file
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise _unwritable(path, e) from None
 
 
-def _unwritable(path: pathlib.Path, e: OSError) -> ValueError:
+def _unwritable(path: Any, e: OSError) -> ValueError:
   return ValueError(
     f'workdir {str(path)!r} cannot be written: {e.strerror or e} ({e.filename or path}); '
     'give a directory that you may write to'
@@ -176,15 +182,18 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 # ------------------------------------------------------------------ checks
 
 
-def local(workdir: Any) -> pathlib.Path:
-  """The absolute path that a workdir means, `~` included; raises ValueError where it means none."""
+def local(workdir: Any) -> Any:
+  """The absolute path that a workdir means, `~` included, or one of an object store that answers;
+  raises ValueError where it means none.
+  """
   text = os.fspath(workdir)
   if not text:
     raise ValueError('workdir is empty; give a directory, as in --workdir=runs/first')
   if '://' in text:
-    raise ValueError(
-      f'workdir {text!r} is not a local directory; mount the bucket and give the path of the mount'
-    )
+    try:
+      return bucket.place(text)
+    except ValueError as e:
+      raise ValueError(f'workdir {e}') from None
   try:
     path = pathlib.Path(text).expanduser().absolute()
     there = next(p for p in (path, *path.parents) if _exists(p))
@@ -193,6 +202,8 @@ def local(workdir: Any) -> pathlib.Path:
     raise ValueError(f'workdir {text[:60]!r} is no path: {why}') from None
   if not there.is_dir():
     raise ValueError(f'workdir {text!r}: {str(there)!r} is a file; give a directory')
+  if os.sep == '/' and '\\' in str(path):  # the library of checkpoints takes it for /
+    raise ValueError(f'workdir {text!r}: a path without a backslash is expected')
   return path
 
 
@@ -205,8 +216,9 @@ def _exists(path: pathlib.Path) -> bool:
   return True
 
 
-def _check_free(path: pathlib.Path) -> None:
-  taken = [n for n in FILES if os.path.lexists(path / n)]
+def _check_free(path: Any) -> None:
+  there = (lambda p: p.exists()) if bucket.is_remote(path) else os.path.lexists
+  taken = [n for n in FILES if there(path / n)]
   if taken:
     raise ValueError(
       f'workdir {str(path)!r} holds {", ".join(taken)} but no lmjax run (no fingerprint.txt); '
@@ -215,7 +227,7 @@ def _check_free(path: pathlib.Path) -> None:
 
 
 def _check_same(
-  path: pathlib.Path, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]
+  path: Any, config: dict, fingerprint: str, *, force: bool, ignore: Sequence[str]
 ) -> bool:
   """Whether the fingerprints are equal; raises ValueError where they are not and must be."""
   old = _fingerprint(path)
@@ -234,7 +246,7 @@ def _check_same(
   )
 
 
-def _fingerprint(path: pathlib.Path) -> str:
+def _fingerprint(path: Any) -> str:
   text = files.read_text(path / 'fingerprint.txt').strip()
   if not re.fullmatch(r'[0-9a-f]{1,64}', text):
     raise ValueError(
@@ -244,7 +256,7 @@ def _fingerprint(path: pathlib.Path) -> str:
   return text
 
 
-def _differences(path: pathlib.Path, config: dict, ignore: Sequence[str]) -> list[str]:
+def _differences(path: Any, config: dict, ignore: Sequence[str]) -> list[str]:
   if not (path / 'config.json').exists():
     return []
   old, new = flatten(read_config(path)), flatten(config)
@@ -265,7 +277,7 @@ def _value(flat: Mapping[str, Any], key: str) -> str:
 @contextlib.contextmanager
 def held(path: Any):
   """The directory for this process alone; raises ValueError where another one uses it."""
-  lock = _lock(pathlib.Path(path))
+  lock = _lock(files.path_of(path))
   try:
     yield
   finally:
@@ -273,8 +285,10 @@ def held(path: Any):
       lock.close()
 
 
-def _lock(path: pathlib.Path) -> Any:
-  """Holds the directory for this process; file systems without locks are accepted as they are."""
+def _lock(path: Any) -> Any:
+  """Holds the directory for this process; what has no locks is accepted as it is."""
+  if bucket.is_remote(path):
+    return _NoLock()
   try:
     import fcntl
   except ImportError:
@@ -304,6 +318,13 @@ def _lock(path: pathlib.Path) -> Any:
   return lock
 
 
+class _NoLock:
+  """What stands for the lock of a directory that has none."""
+
+  def close(self) -> None:
+    pass
+
+
 class _Lock:
   """A directory that this process holds until `close`."""
 
@@ -319,7 +340,7 @@ class _Lock:
 # ------------------------------------------------------------------ records
 
 
-def _write_identity(path: pathlib.Path, config: dict, fingerprint: str) -> dict:
+def _write_identity(path: Any, config: dict, fingerprint: str) -> dict:
   """Writes fingerprint and config where they are missing or were forced to change; returns the
   config that counts.
   """
@@ -327,7 +348,7 @@ def _write_identity(path: pathlib.Path, config: dict, fingerprint: str) -> dict:
   forced = mark.exists() and _fingerprint(path) != fingerprint
   if forced and file.exists():
     n = next(n for n in range(1, 10**6) if not (path / f'config.{n}.json').exists())
-    file.rename(path / f'config.{n}.json')
+    files.move(file, path / f'config.{n}.json')
   if forced or not mark.exists():
     files.write(mark, fingerprint + '\n')
   if not file.exists():
@@ -335,13 +356,13 @@ def _write_identity(path: pathlib.Path, config: dict, fingerprint: str) -> dict:
   return read_config(path)
 
 
-def _append_command(path: pathlib.Path, command: Sequence[str] | None) -> None:
+def _append_command(path: Any, command: Sequence[str] | None) -> None:
   now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-  with open(path / 'command.txt', 'a', encoding='utf-8') as f:
-    f.write(f'{now}  {shlex.join(command or [sys.executable, *sys.orig_argv[1:]])}\n')
+  words = shlex.join(command or [sys.executable, *sys.orig_argv[1:]])
+  files.append(path / 'command.txt', f'{now}  {words}\n')
 
 
-def _append_versions(path: pathlib.Path) -> None:
+def _append_versions(path: Any) -> None:
   file, now = path / 'versions.json', versions.record()
   past = []
   if file.exists():

@@ -3,6 +3,9 @@
 import argparse
 import sys
 
+from lmjax import bucket
+from lmjax import exits
+from lmjax import hardware
 from lmjax import progress
 
 
@@ -12,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     description=__doc__,
     epilog="example:\n  python -m lmjax.sample --workdir=runs/quickstart --prompt='ROMEO:' "
-    "--rule='top_k(k=40) | temperature(t=0.8)'",
+    f"\\\n      --rule='top_k(k=40) | temperature(t=0.8)'\n\n{exits.PLAIN}",
   )
   p.add_argument('--workdir', required=True, help='a run directory')
   p.add_argument(
@@ -43,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
   )
   flags = p.parse_args(argv)
   try:
-    return sample(flags)
+    with bucket.told(ValueError):
+      return sample(flags)
   except ValueError as e:
     print(f'lmjax: {e}', file=sys.stderr)
     return 2
@@ -74,14 +78,16 @@ def sample(flags) -> int:
     seed=flags.seed,
     others=others,
   )
+  shown = progress.plain if sys.stdout.isatty() else str
   for prompt, texts in zip(prompts, found):
     for n, (text, perplexity, joined) in enumerate(texts, 1):
       if perplexity is not None:
         print(f'draft {n}, perplexity {perplexity:.3g} by its own scores:')
-      print(prompt + text if joined else f'{prompt}\n{text}')
+      print(shown(prompt + text if joined else f'{prompt}\n{text}'))
     print('-' * 20 if len(prompts) > 1 else '', end='\n' if len(prompts) > 1 else '')
   return 0
 
 
 if __name__ == '__main__':
+  hardware.settle()
   sys.exit(main())

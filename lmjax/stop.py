@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 
 from lmjax import exits
 from lmjax import progress
@@ -37,11 +38,13 @@ class Stop:
         self._old[s] = signal.signal(s, self._catch)
       except ValueError:  # not the main thread: notebooks and tests
         pass
+    self._told, sys.unraisablehook = sys.unraisablehook, self._swallowed
     return self
 
   def __exit__(self, *_):
     for s, old in self._old.items():
       signal.signal(s, old)
+    sys.unraisablehook = self._told
 
   @contextlib.contextmanager
   def held(self):
@@ -66,6 +69,13 @@ class Stop:
       raise KeyboardInterrupt
     else:
       progress.say(f'{name}: already stopping')
+
+  def _swallowed(self, what):
+    """Of what Python drops, such as in a callback of the garbage collector: one line for a stop."""
+    if isinstance(what.exc_value, exits.Ended) and self.signal is not None:
+      progress.say(f'{signal.Signals(self.signal).name}: stopping after the first step')
+    else:
+      self._told(what)
 
 
 def _leave_terminal() -> None:

@@ -1,9 +1,8 @@
 """Trains and tries tokenizers.
 
-  python -m lmjax.tokenize train bpe --files a.txt b.txt --vocab-size 4096 --out tok.json
-  python -m lmjax.tokenize train sentencepiece --files a.txt --vocab-size 4096 --out sp.model
-  python -m lmjax.tokenize encode --tokenizer='bpe(path="tok.json")' "some text"
-  python -m lmjax.tokenize decode --tokenizer='bpe(path="tok.json")' 12 7 300
+  python -m lmjax.tokenize train bpe --files a.txt --vocab-size 4096 --out t.json
+  python -m lmjax.tokenize encode --tokenizer='bpe(path="t.json")' "some text"
+  python -m lmjax.tokenize decode --tokenizer='bpe(path="t.json")' 12 7 300
 
 A tokenizer can be trained if its part has a classmethod `train(texts, vocab_size, ...) -> bytes`,
 the content of the file that the part loads; the further arguments become options. `--out` is never
@@ -18,6 +17,8 @@ import sys
 import typing
 from typing import Callable, Iterable, Iterator, Sequence
 
+from lmjax import exits
+from lmjax import progress as progress_lib
 from lmjax import registry
 from lmjax.tokenizers import _files
 
@@ -39,7 +40,10 @@ def _trainers() -> dict[str, Callable]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog='python -m lmjax.tokenize', description='Trains and tries tokenizers.'
+    prog='python -m lmjax.tokenize',
+    description=__doc__.split('A tokenizer can be trained')[0].rstrip(),
+    epilog=f'`train bpe --help` and the like say more\n{exits.PLAIN}',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(required=True)
   train = commands.add_parser('train', help='makes a vocabulary from text files')
@@ -97,7 +101,7 @@ def _train(args: argparse.Namespace):
     if not pathlib.Path(path).is_file():
       raise ValueError(f'--files: no file {path}')
   options = {name: getattr(args, name) for name in args.options}
-  with _Progress() as progress:
+  with _Progress(args.files) as progress:
     data = args.trainer(progress.count(_files.texts(args.files)), args.vocab_size, **options)
   partial = out.with_name(out.name + '.partial')
   partial.write_bytes(data)
@@ -113,27 +117,25 @@ def _train(args: argparse.Namespace):
 class _Progress:
   """Shows on a terminal how much text was read."""
 
-  def __init__(self):
-    from rich.console import Console
-
+  def __init__(self, files: Sequence[str]):
     self.characters = 0
-    self._status = Console(stderr=True).status('reading')
+    packed = any(f.endswith('.xz') for f in files)
+    total = None if packed else sum(os.path.getsize(f) for f in files)
+    self._count = progress_lib.Count('reading', total, 'bytes')
 
   def __enter__(self):
-    self._status.start()
+    self._count.__enter__()
     return self
 
   def __exit__(self, *error):
-    self._status.stop()
+    self._count.__exit__()
 
   def count(self, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
       self.characters += len(text)
-      self._status.update(f'read {self.characters / 1e6:,.1f} million characters')
+      self._count.add(len(text.encode()))
       yield text
-    self._status.update(
-      f'read {self.characters / 1e6:,.1f} million characters, making the vocabulary'
-    )
+    self._count.add(0, 'making the vocabulary ')
 
 
 def _encode(args: argparse.Namespace):

@@ -1,10 +1,14 @@
-"""Where the numbers of a run go: `metrics.jsonl` always, TensorBoard events when possible.
+"""Where the numbers of a run go: `metrics.jsonl` always, TensorBoard events when possible, and the
+trackers of `config.trackers`.
 
 One JSON object a line: kind ('train', 'eval', 'sample', ...), step, time (seconds since the epoch),
 then the values. Numbers are written in full; NaN and infinities as the strings NaN, Infinity,
 -Infinity, so that every line is valid JSON. Nothing is ever removed from the file: a resume writes
 a line {"kind": "resume", "step": k}, and the reader leaves out what an earlier, killed run had
 logged after step k.
+
+In an object store, which appends nothing, lines are collected and the file is written again by
+`flush`: now and then, before every save, and at the end.
 """
 
 import contextlib
@@ -13,16 +17,24 @@ import logging
 import math
 import os
 import pathlib
+import threading
 import time
-from typing import Any, Mapping
+from types import MappingProxyType
+from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
+from lmjax import bucket
+from lmjax import channels
+from lmjax import events
 from lmjax import exits
+from lmjax import files
 
 FILE = 'metrics.jsonl'
 _IDENTITY = ('kind', 'step', 'name', 'prompt', 'index')
+_TRAIN = b'{"kind": "train"'  # how `log` begins such a line
 _TEXT = ('text', 'prompt', 'name', 'kind')
+_FLUSH_SECONDS = 60.0
 _ODD = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +50,8 @@ class Tracker:
     workdir: an existing directory.
     resume_step: the step that the state was restored from, or None for a fresh start.
     tensorboard: also write events to `tb/`; a failure there warns once and never stops training.
+    trackers: more places by name, as of `channels.parts`; each is fed by a thread of its own.
+    config: what they show of the run's settings.
     active: False on all processes but the first: nothing is written.
   """
 
@@ -47,26 +61,34 @@ class Tracker:
     *,
     resume_step: int | None = None,
     tensorboard: bool = True,
+    trackers: Mapping[str, Any] = MappingProxyType({}),
+    config: Mapping[str, Any] = MappingProxyType({}),
     active: bool = True,
   ):
-    self.path = pathlib.Path(workdir) / FILE
+    self.path = files.path_of(workdir) / FILE
     self._file = self._tb = self._open_tb = None
+    self._channels: list[channels.Channel] = []
     if not active:
       return
-    # Not buffered: what could not be written is not tried again later, in a wrong place.
     with _written(self.path):
-      self._torn = _torn(self.path)
-      self._file = open(self.path, 'ab', buffering=0)
+      self._file = (_Collected if bucket.is_remote(self.path) else _Appended)(self.path)
     # Opened at the first line: the import takes seconds where tensorboardX finds torch.
-    self._open_tb = (lambda: _Events(self.path.parent / 'tb', resume_step)) if tensorboard else None
+    self._open_tb = (
+      (lambda: events.Events(self.path.parent / 'tb', resume_step)) if tensorboard else None
+    )
+    self._channels = channels.begin(self.path.parent, trackers, config)
     if resume_step is not None:
       self.log('resume', resume_step, {})
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except TrackingError:
+      if kind is None:  # else the run ends for another reason, which is to be told
+        raise
 
   def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Appends one line; values are numbers (Python, NumPy or JAX scalars), booleans, strings, None
@@ -79,20 +101,16 @@ class Tracker:
     }
     text = json.dumps(jsonable(line), allow_nan=False) + '\n'
     with _written(self.path):
-      self._write(text)
+      self._file.write(text)
     if kind == 'resume':
       return
+    shown = line['step'], line['time'], events.numbers(line), events.texts(line)
+    for channel in self._channels:
+      channel.put(*shown)
     if self._open_tb is not None:
       self._tb, self._open_tb = _guarded(self._open_tb), None
-    if self._tb is not None and not _guarded(lambda: self._tb.log(line)):
+    if self._tb is not None and not _guarded(lambda: self._tb.log(*shown)):
       self._tb = None
-
-  def _write(self, text: str) -> None:
-    data = memoryview((b'\n' if self._torn else b'') + text.encode())
-    self._torn = True
-    while data:
-      data = data[self._file.write(data) :]
-    self._torn = False
 
   def resumed(self, step: int) -> None:
     """From here on the run goes on from `step`: what was logged after it no longer counts."""
@@ -100,61 +118,87 @@ class Tracker:
     if self._tb is not None and not _guarded(lambda: self._tb.purge(step + 1)):
       self._tb = None
 
-  def close(self) -> None:
-    file, self._file = self._file, None
-    if file is not None:
-      with contextlib.suppress(OSError):  # every line was written, or its failure was raised
-        file.close()
-    if self._tb is not None:
-      _guarded(self._tb.close)
+  def flush(self) -> None:
+    """Returns once every line is where it is kept. Raises TrackingError."""
+    if self._file is not None:
+      with _written(self.path):
+        self._file.flush()
+    if self._tb is not None and not _guarded(self._tb.flush):
       self._tb = None
 
+  def close(self) -> None:
+    file, self._file = self._file, None
+    try:
+      if file is not None:
+        with _written(self.path):
+          file.close()
+    finally:
+      if self._tb is not None:
+        _guarded(self._tb.close)
+        self._tb = None
+      channels.close(self._channels)
+      self._channels = []
 
-class _Events:
-  """TensorBoard events: each number as `<kind>/<name>`, samples as text."""
 
-  def __init__(self, path: pathlib.Path, resume_step: int | None):
-    # Not its SummaryWriter, whose thread hides failures of the disk and then blocks.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX import summary
+class _Appended:
+  """A file that lines are added to, each at once and whole."""
 
-    self._summary = summary
-    path.mkdir(exist_ok=True)
-    # The writer names files by the second and opens them afresh: the suffix keeps a quick restart
-    # from erasing one.
-    self._writer = EventsWriter(str(path / 'events'), f'.{len(list(path.iterdir())):04d}')
-    if resume_step is not None:
-      self.purge(resume_step + 1)
+  def __init__(self, path: pathlib.Path):
+    self._torn = _torn(path)
+    # Not buffered: what could not be written is not tried again later, in a wrong place.
+    self._file = open(path, 'ab', buffering=0)
 
-  def purge(self, step: int) -> bool:
-    """Tells TensorBoard to hide what a killed run had logged from `step` on."""
-    from tensorboardX.proto import event_pb2
+  def write(self, text: str) -> None:
+    data = memoryview((b'\n' if self._torn else b'') + text.encode())
+    self._torn = True
+    while data:
+      data = data[self._file.write(data) :]
+    self._torn = False
 
-    event = event_pb2.Event(wall_time=time.time(), step=step)
-    event.session_log.status = event_pb2.SessionLog.START
-    self._writer.write_event(event)
-    return True
+  def flush(self) -> None:
+    pass
 
-  def log(self, line: Mapping[str, Any]) -> bool:
-    from tensorboardX.proto import event_pb2
+  def close(self) -> None:
+    with contextlib.suppress(OSError):  # every line was written, or its failure was raised
+      self._file.close()
 
-    kind, parts = line['kind'], []
-    for k, v in line.items():
-      tag = '/'.join(str(p) for p in (kind, line.get('name'), k) if p is not None)
-      if k == 'text':
-        parts.append(self._summary.text(tag, v))
-      elif k not in ('step', 'time') and isinstance(v, (int, float)) and not isinstance(v, bool):
-        parts.append(self._summary.scalar(tag, v))
-    for s in parts:
-      self._writer.write_event(
-        event_pb2.Event(wall_time=line['time'], step=line['step'], summary=s)
-      )
-    self._writer.flush()
-    return True
 
-  def close(self) -> bool:
-    self._writer.close()
-    return True
+class _Collected:
+  """Lines for an object. What `flush` could not write is kept, and tried again by the next one;
+  beside those that are asked for there is one now and then, so that a run can be watched.
+  """
+
+  def __init__(self, path: Any):
+    self._path, self._lines = path, ''
+    self._lock, self._writing = threading.Lock(), threading.Lock()
+    self._last, self._thread = time.monotonic(), None
+
+  def write(self, text: str) -> None:
+    with self._lock:
+      self._lines += text
+    if time.monotonic() - self._last > _FLUSH_SECONDS:
+      self._last = time.monotonic()
+      self._thread = threading.Thread(target=self._try, daemon=True)
+      self._thread.start()
+
+  def _try(self) -> None:
+    try:
+      self.flush()
+    except OSError as e:  # a save raises what does not pass
+      _LOG.warning('%s is not up to date: %s', self._path, e)
+
+  def flush(self) -> None:
+    with self._writing:
+      with self._lock:
+        lines = self._lines
+      if lines:
+        bucket.append(self._path, lines)
+      with self._lock:
+        self._lines = self._lines[len(lines) :]
+    self._last = time.monotonic()
+
+  def close(self) -> None:
+    self.flush()
 
 
 def read_metrics(path: Any) -> list[dict[str, Any]]:
@@ -165,33 +209,76 @@ def read_metrics(path: Any) -> list[dict[str, Any]]:
   Lines whose kind is no text or whose step is no number are not ours.
   Strings for odd numbers become floats again.
   """
-  path = pathlib.Path(path)
+  return read(path).lines
+
+
+class Found(NamedTuple):
+  """What `read` found. lines: those that count. unread: how many were not whole or not ours.
+  passed: lines of training that were passed over because there were too many.
+  """
+
+  lines: list[dict[str, Any]]
+  unread: int
+  passed: int
+
+
+def read(path: Any, most: int | None = None) -> Found:
+  """As `read_metrics`, with what it left out. Of more than `most` lines of training it reads so
+  many, evenly spread over the file, the first and the last among them. Raises OSError.
+  """
+  path = files.path_of(path)
   path = path / FILE if path.is_dir() else path
   if not path.exists():
-    return []
+    return Found([], 0, 0)
+  texts = path.read_bytes().splitlines()
+  before = len(texts)
+  texts = texts if most is None else _spread(texts, most)
   out: dict[tuple, dict] = {}
-  for text in path.read_bytes().splitlines():
-    try:
-      line = json.loads(text)
-      step = line['step']
-      if type(step) is not int or not 0 <= step < 1 << 53 or not isinstance(line['kind'], str):
-        continue
-      key = tuple(line.get(k) for k in _IDENTITY)
-      hash(key)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+  unread = 0
+  for text in texts:
+    found = _line(text)
+    if found is None:
+      unread += bool(text.strip())
       continue
-    if line.get('kind') == 'resume':
+    key, line = found
+    step = line['step']
+    if line['kind'] == 'resume':
       out = {k: v for k, v in out.items() if v['step'] <= step}
       continue
     out.pop(key, None)  # the last line wins and stands last
     out[key] = {k: v if k in _TEXT else _number(v) for k, v in line.items()}
-  return list(out.values())
+  return Found(list(out.values()), unread, before - len(texts))
+
+
+def _line(text: bytes) -> tuple[tuple, dict[str, Any]] | None:
+  """(what tells it from others, a line), or None for what is not one of ours."""
+  try:
+    line = json.loads(text)
+    step = line['step']
+    if type(step) is not int or not 0 <= step < 1 << 53 or not isinstance(line['kind'], str):
+      return None
+    key = tuple(line.get(k) for k in _IDENTITY)
+    hash(key)
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    return None
+  return key, line
+
+
+def _spread(texts: list[bytes], most: int) -> list[bytes]:
+  """All lines but those of training, and `most` of these."""
+  train = [i for i, t in enumerate(texts) if t.startswith(_TRAIN)]
+  if len(train) <= most:
+    return texts
+  kept = {train[i] for i in np.linspace(0, len(train) - 1, most).round().astype(int)}
+  dropped = set(train) - kept
+  return [t for i, t in enumerate(texts) if i not in dropped]
 
 
 @contextlib.contextmanager
 def _written(path: pathlib.Path):
   try:
-    yield
+    with bucket.told():
+      yield
   except OSError as e:
     raise TrackingError(f'{path} cannot be written: {e.strerror or e}') from e
 

@@ -14,6 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lmjax.kernels import choice
+
+
+# What profiles tell apart.
+OPTIMIZER, NORMS = jax.named_scope('optimizer'), jax.named_scope('norms')
+
 
 @struct.dataclass
 class State:
@@ -115,7 +121,8 @@ def functions(objective, vars, batch, rng, micro: int) -> dict[str, Any]:
   real = again(lambda p, rows, rng: objective.loss(p, vars, rows, rng), batch, micro)
 
   def obj_fn(params, one_in: int = 1):
-    total, weight = real(params, rng, one_in)
+    with choice.using(twice=True):  # what asks for the loss itself may want its Hessian
+      total, weight = real(params, rng, one_in)
     return total / jnp.maximum(weight, 1.0)
 
   sampled = lambda p, rows, rng: objective.sample(p, vars, rows, rng)
@@ -134,17 +141,29 @@ def reported(opt) -> dict[str, jax.Array]:
   return out
 
 
+@NORMS
 def norm(tree) -> jax.Array:
   """The norm of all leaves together, in float32: squares leave float16 from 256 on."""
   return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
 
 
+@NORMS
 def group_norms(grads, groups) -> dict[str, jax.Array]:
   """{'grad_norm/<group>': norm}, in float32; nothing without groups."""
   squares: dict[str, list] = {}
   for name, g in zip(jax.tree.leaves(groups), jax.tree.leaves(grads)):
     squares.setdefault(name, []).append(jnp.sum(jnp.square(g.astype(jnp.float32))))
   return {f'grad_norm/{k}': jnp.sqrt(sum(v)) for k, v in squares.items()}
+
+
+def judged(guard, memory, loss, grad_norm, weight, update_norm=None) -> tuple[Any, Any]:
+  """(whether the step is finite and the guard accepts it, the guard's memory)."""
+  ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  ok = (ok if update_norm is None else ok & jnp.isfinite(update_norm)) & (weight > 0)
+  if guard is None:
+    return ok, memory
+  accepted, memory = guard.judge(memory, loss, grad_norm)
+  return ok & accepted, memory
 
 
 def make_step(
@@ -159,17 +178,18 @@ def make_step(
   gradient_at=None,
   retract=None,
   guard=None,
+  far=None,
 ):
   """Builds step(state, batch, key) -> (state, metrics).
 
   Args:
-    objective: see `kinds.Objective`. tx: an Optax transformation whose updates are subtracted after
-      scaling.
+    objective: see `kinds.Objective`. tx: an Optax transformation; updates are scaled, subtracted.
     schedule: step -> factor of peak_lr. lr_factors: tree like params, the parameterization's factor
       of each rate.
     groups: tree like params, the name under which a leaf's gradient norm is reported, or None.
     micro: micro-batches, each a slice of the batch's rows. gradient_at, retract: see
       `kinds.Optim`; functions of the whole optimizer's state, or None. guard: see `kinds.Guard`.
+    far: runs the optimizer where its state is not on the device, see `parallel.offload`, or None.
 
   Metrics are (sum, weight) pairs; `lr`, norms and counters are scalars with weight 1.
   """
@@ -179,6 +199,7 @@ def make_step(
     loss_rng, opt_rng = jax.random.split(rng)
     lr = peak_lr * schedule(state.step)
 
+    @OPTIMIZER
     def moved(params, updates):
       updates = jax.tree.map(lambda u, f: (-lr * f * u).astype(u.dtype), updates, lr_factors)
       return optax.apply_updates(params, updates), updates
@@ -194,30 +215,31 @@ def make_step(
     loss = total * by
 
     fns = functions(objective, state.vars, batch, loss_rng, micro)
-    updates, opt = tx.update(grads, state.opt, at, value=loss, rng=opt_rng, **fns)
+    advance = OPTIMIZER(lambda opt: tx.update(grads, opt, at, value=loss, rng=opt_rng, **fns))
+    if far is None:
+      updates, opt = advance(state.opt)
+    else:  # a state that is not here is moved only where it is known to be kept
+      updates, opt = far(
+        advance, state.opt, judged(guard, state.guard, loss, norm(grads), weight)[0]
+      )
     params, updates = moved(state.params, updates)
     if retract is not None:
       params = retract(opt, params)
 
     grad_norm, update_norm = norm(grads), norm(updates)
-    ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & (weight > 0)
-    memory = state.guard
-    if guard is not None:
-      accepted, memory = guard.judge(memory, loss, grad_norm)
-      ok &= accepted
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    ok, memory = judged(guard, state.guard, loss, grad_norm, weight, update_norm)
+    keep = OPTIMIZER(lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old))
     new = State(
       state.step + 1,
       state.skipped + jnp.where(ok, 0, 1),
       jnp.where(ok, 0, state.streak + 1),
       keep(params, state.params),
       keep(vars, state.vars),
-      keep(opt, state.opt),
+      keep(opt, state.opt) if far is None else opt,
       memory,
     )
     scalars = dict(lr=lr, grad_norm=grad_norm, update_norm=update_norm, applied=ok)
-    scalars |= dict(skipped=new.skipped, streak=new.streak)
-    scalars |= dict(param_norm=norm(state.params))
+    scalars |= dict(skipped=new.skipped, streak=new.streak, param_norm=norm(state.params))
     scalars |= group_norms(grads, groups) | reported(new.opt)
     one = jnp.ones(())
     scalars = {k: (jnp.asarray(v, jnp.float32), one) for k, v in scalars.items()}

@@ -5,11 +5,12 @@ and the first parts. See mutate.py.
 C, K, R = 'tests/contracts/test_', 'tests/test_', 'tests/reliability/test_'
 O, X = 'tests/optim/test_', 'tests/experiment/test_'
 D = 'tests/kernels/test_delta_rule.py'
+DM = 'tests/kernels/test_delta_rule_mosaic.py'
 
 # (file under lmjax, text, what it becomes, tests that must fail)
 MUTATIONS = (
-  ('models/norms/rms_norm.py', 'jnp.square(x32)', 'jnp.abs(x32)', C + 'norm.py'),
-  ('models/norms/rms_norm.py', 'x32 = x.astype(jnp.float32)', 'x32 = x', C + 'norm.py'),
+  ('models/norms/_rms.py', 'jnp.square(x32)', 'jnp.abs(x32)', C + 'norm.py'),
+  ('models/norms/_rms.py', 'x32, axes = x.astype(jnp.float32)', 'x32, axes = x', C + 'norm.py'),
   ('models/norms/layer_norm.py', 'shift_invariant=True', 'shift_invariant=False', C + 'norm.py'),
   (
     'models/residuals/pre.py',
@@ -141,14 +142,19 @@ MUTATIONS = (
     'offset += s.repeats',
     C + 'architecture.py',
   ),
-  ('parallel/remat.py', 'return True, None', 'return False, None', K + 'remat.py'),
+  ('parallel/remat.py', "return choice.form != 'none', None", 'return False, None', K + 'remat.py'),
   (
-    'objectives/_common.py',
-    'mean_BT = jnp.mean(z_BTV, axis=-1, where=real_V)',
-    'mean_BT = jnp.mean(z_BTV, axis=-1)',
+    'kernels/linear_cross_entropy/whole.py',
+    'axis=-1, where=real(bias_V, z_BTV.shape[-1]))',
+    'axis=-1)',
     C + 'objective.py',
   ),
-  ('objectives/_common.py', 'z_loss * jnp.square(lse_BT)', 'z_loss * lse_BT', C + 'objective.py'),
+  (
+    'kernels/linear_cross_entropy/whole.py',
+    'z_loss * jnp.square(lse_BT)',
+    'z_loss * lse_BT',
+    C + 'objective.py',
+  ),
   ('objectives/clm.py', '(s[:, 1:] == s[:, :-1]) & ', '', C + 'objective.py'),
   ('objectives/mlm.py', '& (segments > 0) & ~special', '& (segments > 0)', C + 'objective.py'),
   ('objectives/mlm.py', 'u < self.mask + self.random', 'u < self.mask', C + 'objective.py'),
@@ -159,7 +165,7 @@ MUTATIONS = (
     K + 'train_step.py',
   ),
   ('train.py', 'keep(vars, state.vars)', 'vars', K + 'train_step.py'),
-  ('train.py', '& jnp.isfinite(update_norm)', '', K + 'train_step.py'),
+  ('train.py', 'ok & jnp.isfinite(update_norm)', 'ok', K + 'train_step.py'),
   (
     'train.py',
     'slices(batch, micro), jax.random.split(rng, micro)',
@@ -388,6 +394,10 @@ MUTATIONS = (
   ('kernels/delta_rule/chunked.py', '-1 if strict else 0', '0', D),
   ('kernels/delta_rule/chunked.py', 'jnp.sum(x * k, -1) + ', '', D),
   ('kernels/delta_rule/chunked.py', 'dk + more', 'dk', D),
+  ('kernels/delta_rule/mosaic_kernel.py', 'jnp.where(c.keep, s, 0.0)', 's', DM),
+  ('kernels/delta_rule/mosaic_kernel.py', 'jnp.where(real, x, 0)', 'x', DM),
+  ('kernels/delta_rule/mosaic_backward.py', 'last(_dot(c.d', '(_dot(c.d', DM),
+  ('kernels/delta_rule/mosaic_backward.py', 'first(dr)', 'dr', DM),
   ('nn/short_conv.py', 'jnp.where(same, x[:, at], 0)', 'x[:, at]', C + 'mixer.py'),
   (
     'models/mixers/deltanet.py',
@@ -442,10 +452,41 @@ MUTATIONS = (
     X + 'runner.py',
   ),
   ('experiment/runner.py', 'if total > s.hours:', 'if False:', X + 'runner.py'),
-  ('experiment/program.py', "f'@{len(names)}'", "'@'", X + 'carry.py'),
+  (
+    'experiment/program.py',
+    'attributes, operands, inner, types',
+    'attributes, inner, types',
+    X + 'carry.py',
+  ),
+  (
+    'experiment/program.py',
+    'attributes, operands, inner, types',
+    'operands, inner, types',
+    X + 'carry.py',
+  ),
+  (
+    'experiment/program.py',
+    'attributes, operands, inner, types',
+    'attributes, operands, types',
+    X + 'carry.py',
+  ),
+  ('experiment/program.py', '[_hash(made, i) for', '[made for', X + 'carry.py'),
+  (
+    'experiment/program.py',
+    "_hash('case', attributes, operands, x)",
+    "_hash('case', attributes, operands)",
+    X + 'carry.py',
+  ),
+  ('experiment/program.py', 'self.effects.append(made)', 'pass', X + 'carry.py'),
+  (
+    'experiment/program.py',
+    'return _hash(self.block(op.regions',
+    'return op.operation.name; _hash(self.block(op.regions',
+    X + 'carry.py',
+  ),
   ('experiment/code.py', "body[0].value.value = ''", 'pass', X + 'code.py'),
   # nothing lost
-  ('train.py', 'keep(opt, state.opt),', 'opt,', K + 'train_step.py'),
+  ('train.py', 'keep(opt, state.opt) if far is None else opt,', 'opt,', K + 'train_step.py'),
   ('train.py', 'jnp.where(ok, 0, state.streak + 1)', 'state.streak + 1', R + 'bad_steps.py'),
   ('guards/spikes.py', 'jnp.where(jnp.isfinite(x), x, jnp.nan)', 'x', C + 'guard.py'),
   ('guards/spikes.py', 'ddof=1', 'ddof=0', C + 'guard.py'),
@@ -492,7 +533,19 @@ MUTATIONS = (
   ('loop.py', 'self._failed(e, self.failed_saves)', 'pass', R + 'disk.py'),
   ('stop.py', 'self._held = True', 'self._held = False', R + 'stops.py'),
   ('watchdog.py', 'os._exit(exits.RETRY)', 'pass', K + 'watchdog.py'),
-  ('parallel/processes.py', 'max(begun)', 'min(begun) - 1', R + 'hosts.py'),
+  ('parallel/processes.py', 'max(map(int', 'min(map(int', 'tests/parallel/test_alive.py'),
+  ('parallel/alive.py', '3 * self.period)', '1e9)', 'tests/parallel/test_alive.py'),
+  ('parallel/alive.py', '!= value:', '== value:', 'tests/parallel/test_alive.py'),
+  ('parallel/alive.py', 'if v != _DONE', '', 'tests/parallel/test_alive.py'),
+  ('parallel/agree.py', 'v == values[0]', 'v != values[0]', 'tests/parallel/test_agree.py'),
+  ('parallel/store.py', '_end(client)', 'pass', 'tests/parallel/test_relay.py'),
+  (
+    'parallel/store.py',
+    'elif hung_up and not left.is_set()',
+    'elif left',
+    'tests/parallel/test_relay.py',
+  ),
+  ('parallel/cluster.py', 'SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS', 'tests/parallel/test_cluster.py'),
   # optimizers: curvature, clipping, orthogonal updates
   (
     'objectives/clm.py',

@@ -43,7 +43,7 @@ METHODS = (
     "OF = ('R', 'S', 'X'), (0, 0, 1, 1, 2, 2, 2)",
     U,
   ),
-  ('data/transforms/ul2.py', 'weights[0] = 0', 'pass', U),
+  ('data/transforms/_spans.py', 'weights[0] = 0', 'pass', U),
   ('data/transforms/ul2.py', '& ~first).astype', ').astype', U),
   ('data/transforms/ul2.py', 'max(1, n // 2))\n      inputs', 'max(1, n))\n      inputs', U),
   (

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from lmjax import build
-from lmjax import checks
+from lmjax import mesh_checks
 from lmjax import config
 from lmjax import kinds
 from lmjax import registry
@@ -74,7 +74,7 @@ def settle(c):
   run = build.build(resolved)
   mesh = mesh_lib.abstract(resolved['mesh'])
   if mesh is not None:
-    checks.devices(run, mesh)
+    mesh_checks.devices(run, mesh)
     run.placements(mesh)
 
 
@@ -143,7 +143,9 @@ TEXTS = {  # leaves that are small languages of their own
   'model.remat': (
     *('names()', 'names(', 'names(mixer_out', 'full()', 'dots', 'names(mixer_out, ffn_out)'),
     *('names(x)', 'Full', 'n' * 1000, 'names(' + 'mixer_out,' * 5000 + ')', 'names(qkv)'),
+    *('offload(qkv)', 'offload(', 'names(qkv) + offload(qkv)', 'names(qkv) + offload(layer_in)'),
   ),
+  'offload': ('optimizer', 'Optimizer', 'o' * 1000, 'params'),
   'model.dtype': ('float16', 'float64', 'int8', 'bfloat16', 'f32'),
   'model.param_dtype': ('float16', 'bfloat16', 'float64', 'int8'),
   'mesh.mode': ('explicit', 'manual', 'AUTO'),

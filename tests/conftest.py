@@ -21,7 +21,13 @@ for flag, value in dict(
 ).items():
   if flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{flag}={value}'.strip()
-for folder in ('contracts', 'reliability', 'experiment'):  # for `_table`, `_runs`, `_fake`
+for folder in (
+  'contracts',
+  'reliability',
+  'experiment',
+  'launch',
+  'interop',
+):  # for `_table`, `_runs`, `_fake`, `_hf_folders`
   sys.path.insert(0, str(pathlib.Path(__file__).parent / folder))
 
 import pytest  # noqa: E402
@@ -36,6 +42,21 @@ def test_data() -> pathlib.Path:
   path = pathlib.Path(folder)
   assert path.is_dir(), f'LMJAX_TEST_DATA={folder} is not a folder'
   return path
+
+
+@pytest.fixture(params=['v5e-1', 'v5p:1x1x1', 'v6e-1'])
+def one_tpu(request, monkeypatch):
+  """The placement on a TPU that is not here, for libtpu's compiler."""
+  pytest.importorskip('libtpu')
+  monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
+  import jax
+
+  from lmjax.planning import compile as compile_lib
+  from lmjax.planning import topologies
+
+  device = compile_lib.devices(topologies.parse(request.param))[0]
+  return jax.sharding.SingleDeviceSharding(device)
 
 
 @pytest.fixture(scope='module', autouse=True)

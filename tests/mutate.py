@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from _mutants import MUTATIONS  # noqa: E402
+from _mutants_meshes import MESHES  # noqa: E402
 from _mutants_methods import METHODS  # noqa: E402
 from _mutants_methods import MORE  # noqa: E402
 
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
     shutil.copytree(
       ROOT, home, ignore=shutil.ignore_patterns('.git', '__pycache__', '.venv*', 'runs')
     )
-    for file, old, new, tests in MUTATIONS + METHODS + MORE:
+    for file, old, new, tests in MUTATIONS + METHODS + MORE + MESHES:
       title = f'{file}: {old!r} -> {new!r}'
       if words and not any(w in title + tests for w in words):
         continue

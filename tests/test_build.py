@@ -8,6 +8,7 @@ import pytest
 
 from lmjax import build
 from lmjax import checks
+from lmjax import mesh_checks
 from lmjax import config
 from lmjax.parallel import facts as facts_lib
 
@@ -129,12 +130,12 @@ def test_objectives_that_couple_rows_are_not_accumulated():
 
 def test_rows_must_divide_over_the_devices_that_share_them():
   mesh = jax.make_mesh((4, 2), ('data', 'tensor'))
-  checks.devices(run(), mesh)
-  checks.devices(run(), None)
+  mesh_checks.devices(run(), mesh)
+  mesh_checks.devices(run(), None)
   with pytest.raises(
     build.ConfigError, match='gives 2 rows a micro-batch, which do not divide over 4 devices'
   ):
-    checks.devices(run(('micro_batches', '4')), mesh)
+    mesh_checks.devices(run(('micro_batches', '4')), mesh)
 
 
 def test_moments_of_the_optimizer_have_the_shapes_of_their_parameters():

@@ -76,12 +76,12 @@ def test_arguments_of_every_part_build_or_are_refused(part):
   tried = 0
   for key, spec in arguments():
     # All of them take hours. A new part leaves the choice among those of others as it is.
-    if zlib.crc32(f'{key}={spec}'.encode()) % 80 != part:
+    if zlib.crc32(f'{key}={spec}'.encode()) % 120 != part:
       continue
     both_ways = spec.startswith('mlm') or 'causal=False' in spec
     one_leaf(('bert_tiny' if both_ways else 'quickstart', key, spec))
     tried += 1
-  assert tried > 100
+  assert tried > 70
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_new_keys_are_refused_at_length(data):
   one_new_key(data)
 
 
-def test_a_removed_key_is_refused():
+def test_a_removed_key_is_refused_unless_it_changes_no_result():
   whole = recipe_of('bert_tiny')
   for path, group in list(groups_of(whole)):
     for key in group:
@@ -254,6 +254,10 @@ def test_a_removed_key_is_refused():
       for p in path:
         parent = parent[p]
       del parent[key]
+      lost = set(config.flat(whole)) - set(config.flat(c))
+      if all(config._matches(k, config.OUTSIDE_FINGERPRINT) for k in lost):
+        settle(c)
+        continue
       with pytest.raises(ValueError) as e:
         settle(c)
       readable(e.value, '.'.join((*path, key)), f'config.{".".join(path)} is empty')

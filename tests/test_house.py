@@ -3,6 +3,7 @@ method, files stay small, sources are named.
 """
 
 import ast
+import collections
 import functools
 import pathlib
 import re
@@ -13,6 +14,7 @@ import pytest
 
 import lmjax
 from _mutants import MUTATIONS
+from _mutants_meshes import MESHES
 from _mutants_methods import METHODS
 from _mutants_methods import MORE
 from lmjax import config
@@ -117,7 +119,7 @@ def test_nothing_in_the_house_imports_configs_experiments_or_tests():
 ORDINARY = {
   'lmjax.kinds': {'linear'},  # a kind
   'lmjax.parallel.remat': {'none', 'full'},  # policies
-  'lmjax.tracking': {'text'},  # a sort of record
+  'lmjax.events': {'text'},  # what a model wrote, in a record
 }
 
 
@@ -336,6 +338,12 @@ def test_every_recipe_has_its_header():
       assert word in text, f'configs/{recipe}.py: the header lacks {word!r}'
 
 
+def test_no_two_test_files_share_a_name():
+  """pytest imports them by name; the second one would not be collected."""
+  names = collections.Counter(p.name for p in (ROOT / 'tests').rglob('*.py'))
+  assert not [n for n, times in names.items() if times > 1]
+
+
 def test_every_promise_names_tests_that_exist():
   rows = re.findall(r'^\|.*\.py`.*\|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
   named = {n for row in rows for n in re.findall(r'`([\w/]*test_\w+\.py)`', row)}
@@ -352,6 +360,6 @@ def test_every_kind_has_parts_and_a_suite(kind):
 
 def test_every_mutation_finds_its_text():
   """Else `tests/mutate.py` would try fewer than it lists."""
-  for file, text, other, tests in (*MUTATIONS, *METHODS, *MORE):
+  for file, text, other, tests in (*MUTATIONS, *METHODS, *MORE, *MESHES):
     assert text in (ROOT / 'lmjax' / file).read_text(), f'{file} has no {text!r}'
     assert text != other and (ROOT / tests.split('::')[0]).exists(), (file, tests)

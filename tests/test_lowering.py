@@ -6,7 +6,7 @@ import pytest
 from lmjax import build
 from lmjax import config
 
-RECIPES = ('quickstart', 'gpt2:124M', 'llama:1B', 'bert_tiny')
+RECIPES = ('quickstart', 'gpt2:124M', 'llama:1B', 'bert_tiny', 'palm:tiny', 'gpt3:tiny')
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
@@ -22,3 +22,15 @@ def test_the_step_is_lowered(recipe, platform):
   width = 'bf16' if run.config['model']['dtype'] == 'bfloat16' else 'f32'
   products = [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
   assert any(f'x{width}>' in line.rsplit('->', 1)[-1] for line in products)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32'])
+@pytest.mark.parametrize('recipe', ['gpt2:124M', 'llama:1B'])
+def test_gpus_without_bfloat16_get_none(recipe, dtype):
+  """As those of the T4's kind; their attention is `xla`, since cuDNN's wants a later GPU."""
+  overrides = [('mesh.data', '1'), ('model.dtype', dtype), ('kernels.attention', 'xla')]
+  run = build.build(config.resolve(config.load(recipe, overrides)))
+  with run.choices('gpu'):
+    step = jax.jit(run.step).trace(run.state_shapes, run.batch_shapes(), jax.random.key(0))
+  text = step.lower(lowering_platforms=('cuda',)).as_text()
+  assert 'bf16' not in text and ('xf16>' in text) == (dtype == 'float16')

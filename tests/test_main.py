@@ -2,15 +2,22 @@
 input gets.
 """
 
+import importlib.util
 import json
 import pathlib
 import re
+import shutil
+import sys
+import types
 
+import jax
 import pytest
 
 from lmjax import exits
+from lmjax import flops
 from lmjax import loop
 from lmjax import main as main_lib
+from lmjax import restore
 from lmjax import run as run_lib
 from lmjax import sample
 from lmjax.checkpoint import Checkpointer
@@ -83,6 +90,68 @@ def test_run_directory_holds_what_it_should(finished):
   } <= set(train[-1])
   config = json.loads((workdir / 'config.json').read_text())
   assert config['optim'].startswith('clip(norm=1.0) | adam(b1=')
+
+
+class _Heard:
+  """Stands in for the package wandb, of which it has what is called; `wrong` is what `log` does."""
+
+  def __init__(self, wrong=None):
+    self.lines, self.options, self.ended, self.wrong = [], [], 0, wrong
+    self.__spec__ = types.SimpleNamespace(origin='a stand-in')
+
+  def Settings(self, **options):
+    return options
+
+  def init(self, **options):
+    self.options.append(options)
+    return self
+
+  id = 'w1'
+
+  def define_metric(self, *_, **__):
+    pass
+
+  def log(self, line):
+    if self.wrong:
+      raise self.wrong
+    self.lines.append(line)
+
+  def finish(self):
+    self.ended += 1
+
+
+def test_scores_of_eval_reach_the_trackers_of_the_run(finished, tmp_path, monkeypatch, caplog):
+  """In the tracker's same run, each once; one that fails or is not installed changes nothing."""
+  workdir = tmp_path / 'w'
+  shutil.copytree(finished[0], workdir)
+  config = json.loads((workdir / 'config.json').read_text())
+  (workdir / 'config.json').write_text(json.dumps(config | {'trackers': 'aim() | wandb()'}))
+  (workdir / 'trackers.json').write_text('{"wandb": "w1"}')
+  (tmp_path / 'text').write_text('A horse, a horse!\n')
+  find = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda n, *p: find(n, *p) if n != 'aim' else None
+  )
+  scores = []
+  for wrong in (None, ConnectionError('no route')):
+    heard = _Heard(wrong)
+    monkeypatch.setitem(sys.modules, 'wandb', heard)
+    caplog.clear()
+    ask = [f'--workdir={workdir}', f'--eval=perplexity(path="{tmp_path / "text"}")']
+    assert main_lib.main(ask) == 0
+    told = [r.getMessage() for r in caplog.records if 'left out' in r.getMessage()]
+    assert 'aim needs the package' in told[0] and len(told) == (1 if wrong is None else 2)
+    assert [o['id'] for o in heard.options] == ['w1']
+    if wrong is None:
+      scores = [{k: v for k, v in line.items() if k != 'step'} for line in heard.lines]
+      steps = {line['step'] for line in heard.lines}
+      assert heard.ended == 1
+  kept = lines(workdir, 'task')
+  shown = lambda m: {f'task/{m["name"]}/{k}': m[k] for k in ('value', 'stderr') if m[k] is not None}
+  assert scores == [shown(m) for m in kept] and steps == {m['step'] for m in kept} and scores
+  raw = (workdir / 'metrics.jsonl').read_text().count('"kind": "task"')
+  assert raw == 2 * len(kept)  # two evals
+  assert json.loads((workdir / 'trackers.json').read_text()) == {'wandb': 'w1'}
 
 
 def test_finished_run_is_left_alone(finished, capsys):
@@ -235,6 +304,30 @@ def test_a_home_directory_is_one_directory(tmp_path, monkeypatch):
   assert main_lib.main(['--workdir=~/w', '--eval=perplexity(path="text")']) == 0
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason='needs several devices')
+@pytest.mark.parametrize('devices', [1, jax.device_count()])
+def test_devices_that_compute_count_and_idle_ones_are_told(tmp_path, capsys, monkeypatch, devices):
+  counted = []
+  monkeypatch.setattr(flops, 'mfu', lambda rate, found, n, kind: counted.append(n) or {})
+  more = [
+    '--config.data.valid=',
+    '--config.steps=2',
+    f'--config.mesh.data={devices}',
+    '--config.batch_tokens=128',
+  ]
+  assert run(tmp_path / 'w', *more) == 0
+  err = ' '.join(capsys.readouterr().err.split())
+  assert f'on {devices} cpu device(s)' in err and counted == [devices]
+  idle = f'{jax.device_count() - 1} more are idle; --config.mesh.data=-1 computes on all'
+  assert (idle in err) == (devices == 1)
+
+
+def test_a_config_that_is_no_recipe_is_refused_in_a_sentence(finished, tmp_path, capsys):
+  status = main_lib.main([f'--config={finished[0]}/config.json', f'--workdir={tmp_path / "w"}'])
+  err = capsys.readouterr().err
+  assert status == 2 and 'config.json: a recipe is a .py file with get_config()' in err
+
+
 def test_a_refused_change_of_config_changes_nothing(tmp_path, capsys):
   more = ['--config.data.valid=', '--config.steps=2']
   assert run(tmp_path / 'w', *more) == 0
@@ -276,11 +369,12 @@ def test_metrics_that_cannot_be_written_end_the_run(tmp_path, capsys, monkeypatc
 def test_half_a_line_of_metrics_spoils_no_other(tmp_path):
   """A disk that was full for a moment: what was written of the line is ended, and skipped."""
   with Tracker(tmp_path, tensorboard=False) as tracker:
-    file, tracker._file = tracker._file, HalfFull()
+    lines = tracker._file
+    file, lines._file = lines._file, HalfFull()
     with pytest.raises(TrackingError, match='metrics.jsonl cannot be written: No space left'):
       tracker.log('train', 1, {'loss': 1.0})
-    file.write(tracker._file.got)
-    tracker._file = file
+    file.write(lines._file.got)
+    lines._file = file
     tracker.log('train', 2, {'loss': 2.0})
   assert [m['step'] for m in read_metrics(tmp_path)] == [2]
 
@@ -409,6 +503,31 @@ def test_bad_input_is_one_sentence(what, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+  'arguments, expected',
+  [
+    ('--cofnig=quickstart', "'--cofnig=quickstart' is no flag; did you mean '--config'?"),
+    ('--config=quickstart --work_dir=w', "did you mean '--workdir'?"),
+    ('--config=quickstart --zzzzzz', 'is no flag. --help'),
+    ('--config=quickstart --steps=60', '--config.steps=VALUE sets that key'),
+    ('--config=quickstart config.steps=60', '--config.steps=VALUE sets that key'),
+    ('--config=quickstart --model.mixer=gqa()', '--config.model.mixer=VALUE sets that key'),
+    ('--config=quickstart steps', '--config.steps=VALUE'),
+    ('--config=quickstart --workdir', 'argument --workdir: expected one argument'),
+    ('', '--config=RECIPE is needed, one of bert_tiny, '),
+    ('--config=missing/file.py', 'nor a recipe of that name. Recipes: '),
+  ],
+)
+def test_a_word_that_is_no_flag_is_one_sentence(arguments, expected, capsys):
+  try:
+    status = main_lib.main(arguments.split())
+  except SystemExit as e:
+    status = e.code
+  out, err = capsys.readouterr()
+  assert status == 2 and not out
+  assert expected in err and err.startswith('lmjax: ') and err.count('\n') == 1, err
+
+
+@pytest.mark.parametrize(
   'content, expected',
   [(b'', 'is empty'), (b'\xff\xfe bad', 'is not utf-8 text'), (b'short', 'do not fill one row')],
 )
@@ -444,3 +563,13 @@ def test_unwritable_workdir(capsys):
   assert run('/proc/self/run') == 2
   err = capsys.readouterr().err
   assert '/proc/self/run' in err and 'cannot be written' in err and 'Traceback' not in err, err
+
+
+@pytest.mark.parametrize('name', ['20261123', '3'])
+def test_a_run_may_be_named_by_a_number(finished, tmp_path, name):
+  """As a date; a folder of a step has a number too."""
+  folder = tmp_path / name
+  shutil.copytree(finished[0], folder)
+  want = restore.find_checkpoint(str(finished[0]))[1]
+  assert restore.find_checkpoint(str(folder))[1] == want
+  assert restore.find_checkpoint(str(folder / 'checkpoints' / str(want)))[1] == want

@@ -26,7 +26,11 @@ from lmjax.nn import embedding
 from lmjax.objectives import _common
 from lmjax.tracking import read_metrics
 
-FORMS = ('encoder_decoder', 'prefix', pytest.param('causal', marks=pytest.mark.slow))
+FORMS = (
+  pytest.param('encoder_decoder', marks=pytest.mark.slow),
+  'prefix',
+  pytest.param('causal', marks=pytest.mark.slow),
+)
 TRIED = ('encoder_decoder', pytest.param('prefix', marks=pytest.mark.slow))
 LENGTH, NEW = 32, 12
 TEXTS = ('a', 'hello there', 'ragged prompts, 20 b')

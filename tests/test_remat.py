@@ -15,8 +15,9 @@ POLICIES = (
   'full',
   'dots',
   'names(mixer_out)',
-  'names(qkv, ffn_hidden, mixer_in, mixer_out, ffn_in, ffn_out)',
+  'names(qkv, ffn_up, ffn_hidden, mixer_in, mixer_out, ffn_in, ffn_out)',
 )
+OFFLOADED = 'names(mixer_out) + offload(layer_in, qkv)'
 
 
 def loss(params, policy):
@@ -39,6 +40,41 @@ def test_every_policy_gives_the_same_loss_and_gradients():
   want = grad('none')
   for policy in POLICIES[:3]:
     _table.trees_close(grad(policy), want, 1e-5)
+
+
+def test_what_is_offloaded_is_what_is_kept_to_the_bit():
+  kept, away = grad('names(mixer_out, layer_in, qkv)'), grad(OFFLOADED)
+  for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(away), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def residuals(policy):
+  """What the forward pass hands to the backward pass, by memory."""
+  out = {}
+  _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: loss(q, policy), p), params())
+  del back
+  jaxpr = jax.make_jaxpr(lambda p: jax.vjp(lambda q: loss(q, policy), p)[1])(params())
+  for x in jaxpr.out_avals:
+    out[x.memory_space] = out.get(x.memory_space, 0) + x.size * x.dtype.itemsize
+  return out
+
+
+def test_offloaded_tensors_wait_in_the_memory_of_the_host():
+  away = residuals(OFFLOADED)
+  layers, tokens, head_dim = 2, 2 * _table.STEPS, _table.WIDTH  # heads together: q, k and v
+  assert away[jax.memory.Space.Host] == 4 * layers * tokens * (_table.WIDTH + 3 * head_dim)
+  assert set(residuals('names(mixer_out, layer_in, qkv)')) == {jax.memory.Space.Device}
+
+
+def temporaries(policy) -> int:
+  """Bytes that the compiled gradient needs besides its arguments and results."""
+  fn = jax.jit(jax.grad(lambda p: loss(p, policy)))
+  return fn.lower(params()).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_the_compiled_program_needs_less_memory_where_less_is_kept():
+  none, some, full = map(temporaries, ('none', 'names(mixer_out)', 'full'))
+  assert max(some, full) < none / 1.5, (full, some, none)
 
 
 def kept(policy) -> int:
@@ -70,12 +106,24 @@ def test_every_name_is_tagged_somewhere():
     ('names()', 'at least one'),
     ('names(qkv', 'names'),
     ('Full', "'Full'"),
+    ('names(mixer_outt)', "did you mean 'mixer_out'"),
+    ('offload(layer)', "did you mean 'layer_in'"),
+    ('offload()', 'at least one'),
+    ('names(qkv, ffn_up) + offload(ffn_up)', 'ffn_up is both kept and offloaded'),
+    ('names(qkv) + names(ffn_up)', 'twice'),
+    ('full + offload(qkv)', 'names\\(...\\) \\+ offload'),
   ],
 )
 def test_refusals(text, word):
   with pytest.raises(ValueError, match=word) as e:
     remat.policy(text)
   assert 'config.model.remat' in str(e.value)
+
+
+def test_both_lists_are_read_in_either_order():
+  want = remat.Choice('names', ('mixer_out',), ('layer_in', 'qkv'))
+  assert remat.read(OFFLOADED) == want
+  assert remat.read('offload(layer_in, qkv)+names(mixer_out)') == want
 
 
 def test_none_is_no_remat():

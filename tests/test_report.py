@@ -1,15 +1,18 @@
 """The report is one file that needs nothing else, and whatever a run wrote is text on it."""
 
 import html.parser
+import io
 import json
 import math
 import re
-import shutil
-import subprocess
+import time
 
+import numpy as np
 import pytest
 
+from lmjax import progress
 from lmjax import report
+from lmjax import report_curves
 from lmjax import report_data
 from lmjax import tracking
 
@@ -81,8 +84,9 @@ def test_one_file_without_network(tmp_path):
   _log(tmp_path / 'run', range(1, 9))
   text, page, data = _page(tmp_path / 'run')
   assert not page.all('link') and not any('src' in a for a in page.all('script'))
-  assert not re.search(r'url\(|@import|fetch\(|XMLHttpRequest', text)
-  assert len(text) < 200_000
+  assert not re.search(r'url\(|@import|fetch\(|XMLHttpRequest|WebSocket', text)
+  assert "default-src 'none'" in text
+  assert len(text) < 150_000
   assert any(
     a.get('name') == 'viewport' and 'width=device-width' in a['content'] for a in page.all('meta')
   )
@@ -210,7 +214,7 @@ def test_a_long_run_stays_small_and_keeps_its_spikes(tmp_path):
       )
   text, _, data = _page(path)
   train = data['runs'][0]['train']
-  assert len(train['step']) <= report_data.MAX_POINTS + 2 and len(text) < 300_000
+  assert len(train['step']) <= report_curves.MAX_POINTS + 2 and len(text) < 300_000
   assert max(train['loss']) == 99.0 and train['step'][train['loss'].index(99.0)] == 17003
   assert (train['step'][0], train['step'][-1]) == (1, 30000)
 
@@ -235,18 +239,173 @@ def test_states(tmp_path):
   assert report_data.load(path, 'finished').facts['state'] == 'finished'
 
 
+def _several(tmp_path, n, **more):
+  for i in range(n):
+    _log(tmp_path / f'run_{i}', range(1, 9), **more)
+    config = {'steps': 8, 'optim': {'peak_lr': 1e-3 * (i + 1)}, 'notes': None}
+    (tmp_path / f'run_{i}' / 'config.json').write_text(json.dumps(config))
+  return [str(tmp_path / f'run_{i}') for i in range(n)]
+
+
+def _data(text):
+  return json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.S)[1])
+
+
 def test_comparison(tmp_path, capsys):
-  for name, lr in (('a', 1e-3), ('b_2', 2e-3)):
-    _log(tmp_path / name, range(1, 9))
-    (tmp_path / name / 'config.json').write_text(json.dumps({'steps': 8, 'optim': {'peak_lr': lr}}))
-  out = tmp_path / 'cmp.html'
-  assert report.main([str(tmp_path / 'a'), str(tmp_path / 'b_2'), f'--out={out}']) == 0
-  assert capsys.readouterr().out.strip() == str(out)
-  text = out.read_text(encoding='utf-8')
-  page = Page(text)
-  assert '2 runs compared' in page.texts['h1'] and '>b_2</th>' in text
-  assert 'optim.peak_lr</td>' in text and '<td>steps</td>' not in text
-  assert not (tmp_path / 'a' / 'report.html').exists()
+  """The page of several runs stands beside them and takes nobody's own."""
+  runs = _several(tmp_path, 2)
+  with tracking.Tracker(runs[1], tensorboard=False) as t:
+    t.log('task', 8, {'task': 'lambada', 'name': 'accuracy', 'value': 0.25, 'stderr': 0.01})
+    t.log('model', 8, {'flops_per_token': 600.0})
+  assert report.main(runs) == 0
+  assert capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
+  text = (tmp_path / 'report.html').read_text(encoding='utf-8')
+  data = _data(text)
+  assert '2 runs compared' in Page(text).texts['h1']
+  assert data['keys'] == ['optim.peak_lr']  # and neither steps nor notes
+  assert [data['values'][0][r['config'][0]] for r in data['runs']] == ['0.001', '0.002']
+  found = dict((data['scores'][k], (v, e)) for k, v, e in data['runs'][1]['scores'])
+  assert found['lambada: accuracy'] == (0.25, 0.01)
+  assert found['validation: loss'] == (3.125, 0.0125)
+  assert [r['flops'] for r in data['runs']] == [None, 600.0]
+  assert not (tmp_path / 'run_0' / 'report.html').exists()
+  # `runs/*` the second time
+  assert report.main([str(tmp_path / 'report.html'), *runs]) == 0
+  assert capsys.readouterr().err == ''
+  assert 'Left out' not in (tmp_path / 'report.html').read_text(encoding='utf-8')
+
+
+def test_reading_of_many_runs_is_counted_on_a_terminal_alone(tmp_path, capsys, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  runs = _several(tmp_path, 3)
+  monkeypatch.setattr(report_data, 'load', lambda *a, f=report_data.load: time.sleep(0.3) or f(*a))
+  seen = Terminal()
+  console = progress._Console(file=seen, force_terminal=True, width=100, legacy_windows=False)
+  for where, words in ((console, '2/3 runs'), (progress.CONSOLE, '')):
+    monkeypatch.setattr(progress, 'CONSOLE', where)
+    assert report.main(runs) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(tmp_path / 'report.html') and err == ''
+    assert words in seen.getvalue() and ('reading' in seen.getvalue()) == bool(words)
+    seen.truncate(0)
+
+
+def test_a_page_links_to_the_pages_of_its_runs(tmp_path):
+  runs = _several(tmp_path, 2)
+  report.write_report(runs[1])
+  out = report.write_report(runs[0], others=runs[1:], out=tmp_path / 'pages of mine.html')
+  assert [r['href'] for r in _data(out.read_text())['runs']] == [None, 'run_1/report.html']
+
+
+def test_what_is_no_run_is_left_out_and_said(tmp_path, capsys):
+  runs = _several(tmp_path, 2)
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'notes.txt').write_text('x')
+  (tmp_path / 'only_config').mkdir()
+  (tmp_path / 'only_config' / 'config.json').write_text('{}')
+  broken = tmp_path / 'broken'
+  (broken / 'metrics.jsonl').mkdir(parents=True)
+  others = [str(tmp_path / n) for n in ('empty', 'notes.txt', 'only_config', 'none', 'broken')]
+  assert report.main([*runs, *others]) == 0
+  told = capsys.readouterr().err
+  for part in ("empty' holds no run", 'notes.txt', "none' is not a directory", 'broken/metrics'):
+    assert part in told
+  assert 'Traceback' not in told
+  text = (tmp_path / 'report.html').read_text()
+  assert [r['name'] for r in _data(text)['runs']] == ['run_0', 'run_1', 'only_config']
+  assert [r['state'] for r in _data(text)['runs']] == ['finished', 'finished', 'not started']
+  assert 'Left out: ' in text and 'holds no run' in text
+  assert report.main([str(tmp_path / 'empty'), str(tmp_path / 'none')]) == 2
+  assert capsys.readouterr().err.count('error: no run to report') == 1
+
+
+def test_lines_that_cannot_be_read_are_counted_and_stay(tmp_path):
+  path = tmp_path / 'run'
+  _log(path, range(1, 5))
+  damaged = (path / 'metrics.jsonl').read_bytes() + b'\xff\xfe\n[1]\n\n{"kind": "tra'
+  (path / 'metrics.jsonl').write_bytes(damaged)
+  text, _, data = _page(path)
+  assert '3 lines of metrics.jsonl could not be read' in text
+  assert data['runs'][0]['train']['step'] == [1, 2, 3, 4]
+  assert (path / 'metrics.jsonl').read_bytes() == damaged
+
+
+def test_other_metric_names_are_drawn_too(tmp_path):
+  path = tmp_path / 'run'
+  path.mkdir()
+  with tracking.Tracker(path, tensorboard=False) as t:
+    for s in range(5000):
+      t.log('train', s, {'reward': 100.0 if s == 4321 else 1.0, 'constructor': 1.0})
+  _, _, data = _page(path)
+  train = data['runs'][0]['train']
+  assert max(train['reward']) == 100.0 and train['step'][train['reward'].index(100.0)] == 4321
+  assert 'constructor' in train and len(train['step']) <= report_curves.MAX_POINTS
+
+
+def test_spikes_of_every_curve_stay_in_their_stretch():
+  n = 30_001
+  x = np.arange(n, dtype=float)
+  table = {k: x.copy() for k in ('step', 'tokens', 'seconds')}
+  rng = np.random.default_rng(0)
+  table |= {k: rng.normal(size=n) for k in ('loss', 'norm')}
+  table['norm'][777], table['loss'][20_000], table['loss'][1000:3000] = 99.0, -99.0, math.nan
+  out = report_curves.thinned(table, 2000)
+  assert {len(v) for v in out.values()} == {len(out['step'])} and len(out['step']) <= 2000
+  assert (np.diff(out['step']) > 0).all() and (out['step'][0], out['step'][-1]) == (0, n - 1)
+  assert out['step'][out['loss'] == -99.0].tolist() == [20_000]
+  assert abs(out['step'][out['norm'] == 99.0] - 777).max() < 2 * n / 1000
+  for most in (4, 5, 9):
+    small = report_curves.thinned({k: v[:11] for k, v in table.items()}, most)
+    assert len(small['step']) <= most and small['step'][-1] == 10
+
+
+def test_many_curves_or_few_numbers_keep_the_main_ones(tmp_path):
+  rows = [
+    {'kind': 'train', 'step': s, 'loss': 1.0, **{f'm{i}': 1.0 for i in range(40)}}
+    for s in range(99)
+  ]
+  clock = report_curves.clock(rows)
+  kept, hidden = report_curves.columns(rows, clock, 1000)
+  assert 'loss' in kept and len(hidden) == 40
+  kept, hidden = report_curves.columns(rows, clock, 10_000)
+  assert len(kept) == 44 and not hidden
+
+
+def test_a_reader_of_few_lines_takes_them_from_everywhere(tmp_path):
+  """Evaluations, resumes, the first and the last step are among them."""
+  _log(tmp_path / 'run', range(1, 101))
+  found = tracking.read(tmp_path / 'run', 10)
+  train = [x['step'] for x in found.lines if x['kind'] == 'train']
+  assert train == [1, 12, 23, 34, 45, 56, 67, 78, 89, 100] and found.passed == 90
+  assert len([x for x in found.lines if x['kind'] == 'eval']) == 25
+
+
+def test_samples_are_spread_over_the_run(tmp_path):
+  path = tmp_path / 'run'
+  path.mkdir()
+  with tracking.Tracker(path, tensorboard=False) as t:
+    for s in range(100):
+      t.log('sample', s, {'text': 'x' * (9000 if s == 99 else 5)})
+  samples = report_data.load(path).samples
+  assert len(samples) == report_data.SAMPLES and samples[0][0] == 0 and samples[-1][0] == 99
+  assert samples[-1][2].endswith('[...]') and len(samples[-1][2]) < 5000
+  assert '20 of 100, spread over the run' in _page(path)[0]
+
+
+def test_a_thousand_runs_are_one_small_page(tmp_path):
+  rows = lambda i: [
+    {'kind': 'train', 'step': s, 'time': s, 'loss': 1 + i / s, 'lr': 1.0} for s in range(1, 60)
+  ]
+  for i in range(1000):
+    (tmp_path / f'r{i}').mkdir()
+    text = '\n'.join(json.dumps(x) for x in rows(i)) + '\n'
+    (tmp_path / f'r{i}' / 'metrics.jsonl').write_text(text)
+  runs = [str(tmp_path / f'r{i}') for i in range(1000)]
+  text = report.write_report(runs[0], others=runs[1:]).read_text()
+  assert len(_data(text)['runs']) == 1000 and len(text) < 5_000_000
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -268,53 +427,3 @@ def test_a_target_without_a_name_is_one_sentence(tmp_path, capsys, out):
   assert report.main([str(tmp_path), f'--out={out}']) == 2
   err = capsys.readouterr().err
   assert err.startswith('error: --out=') and err.count('\n') == 1
-
-
-def test_the_script_parses(tmp_path):
-  node = shutil.which('node')
-  if node is None:
-    pytest.skip('node is not installed')
-  source = report.importlib.resources.files('lmjax') / 'assets' / 'report' / 'report.js'
-  assert subprocess.run([node, '--check', str(source)], capture_output=True).returncode == 0
-
-
-def test_the_script_draws_in_a_browser(tmp_path):
-  """Every control, both with one run and with two; an exception would leave its mark."""
-  browser = next(
-    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
-  )
-  if browser is None:
-    pytest.skip('no chromium is installed')
-  for name in ('a', 'b'):
-    _log(tmp_path / name, range(1, 9))
-  for others in ([], [tmp_path / 'b']):
-    out = report.write_report(tmp_path / 'a', others=others)
-    probe = """<script>window.onerror = (m) => { document.title = 'ERROR ' + m; };</script>"""
-    drive = """<script>
-      for (const axis of ['tokens', 'seconds', 'step']) for (const log of [true, false]) {
-      document.querySelector('input[value=' + axis + ']').checked = true;
-      document.getElementById('logy').checked = log;
-      document.getElementById('smooth').value = log ? 0 : 0.9;
-      document.querySelector('.controls').dispatchEvent(new Event('input')); }
-      document.getElementById('more').open = true; document.getElementById('theme').click();
-      document.body.dataset.drawn = document.querySelectorAll('canvas').length;</script>"""
-    text = out.read_text().replace('<body>', '<body>' + probe).replace('</body>', drive + '</body>')
-    out.write_text(text)
-    dom = subprocess.run(
-      [
-        browser,
-        '--headless',
-        '--no-sandbox',
-        '--disable-gpu',
-        f'--user-data-dir={tmp_path}/profile',
-        '--dump-dom',
-        f'file://{out}',
-      ],
-      capture_output=True,
-      text=True,
-      timeout=120,
-    ).stdout
-    assert 'ERROR' not in re.search('<title>(.*?)</title>', dom)[1]
-    drawn = re.search('data-drawn="([0-9]+)"', dom)
-    assert drawn and int(drawn[1]) == 7, drawn
-    assert 'aria-label="Loss (nats per token) by steps: ' in dom

@@ -108,8 +108,9 @@ def test_a_directory_of_another_program_is_refused(tmp_path, name):
   'bad, why',
   [
     ('', 'is empty'),
-    ('gs://bucket/run', 'not a local directory'),
+    ('s3://bucket/run', 'gs:// is the only object store that works here'),
     ('/dev/null', 'is a file'),
+    ('a\\b', 'without a backslash'),
     ('/dev/null/run', 'is a file'),
     ('a' * 300, "workdir 'aaa.* is no path: File name too long"),
     ('a\0b', r"workdir 'a.x00b' is no path: embedded null byte"),

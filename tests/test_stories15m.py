@@ -58,6 +58,7 @@ def prompts(test_data):
   return [json.loads(x) for x in lines]
 
 
+@pytest.mark.slow
 def test_every_token_of_140_stories_within_a_thousandth(loaded, tokenizer, reference):
   stories, want = reference
   lm = lm_lib.LM(*loaded, tokenizer, length=256)

@@ -15,6 +15,8 @@ over the same rates. All arms take the same steps; parameters, state and FLOPs d
                feed-forward's matrices more, 2.6 times those of `structured` in all. Its authors:
                +0.4 perplexity at 1.3B, so no worse than 0.03 nats. Beyond that: better than
                structured
+  fp8          products in 8-bit floats, parameters as in `dense`. Its source: losses of 16 bits are
+               matched, so no worse than 0.03 nats
   spdf_50, 75  half and three quarters of the entries pruned. Its authors claim no loss behind dense
                fine-tuning, nothing of the pre-training loss that is compared here: no claim
 """
@@ -56,6 +58,7 @@ def get_experiment():
       arm('sltrain', 'sltrain(rank=16, delta=0.03, alpha=4.0)', AsGood(0.03)),
       arm('structured', 'structured_ffn(rank=16)'),
       arm('guided', GUIDED, AsGood(0.03)),
+      arm('fp8', 'fp8()', AsGood(0.03)),
       arm('spdf_50', 'spdf(sparsity=0.5)'),
       arm('spdf_75', 'spdf(sparsity=0.75)'),
     ),

@@ -9,18 +9,24 @@ from lmjax import config
 
 def make(recipe: str, rows: int, **changes: str) -> build.Run:
   """The recipe with `rows` rows a batch; `__` in a change stands for a dot."""
-  length = config.load(recipe).data.length
+  changes = {k.replace('__', '.'): v for k, v in changes.items()}
+  length = config.load(recipe, list(changes.items())).data.length
   given = {'mesh.data': '1', 'micro_batches': '1', 'batch_tokens': str(rows * length)}
-  given |= {k.replace('__', '.'): v for k, v in changes.items()}
-  return build.build(config.resolve(config.load(recipe, list(given.items()))))
+  return build.build(config.resolve(config.load(recipe, list((given | changes).items()))))
 
 
-def batches(run: build.Run, n: int) -> list:
-  """n different ones, on the device."""
+def drawn(run: build.Run, n: int) -> list[dict[str, np.ndarray]]:
+  """n different batches of any words that the model knows."""
   rng, shape = np.random.default_rng(0), (run.rows, run.length + run.lookahead)
+  words = run.config['model']['vocab'] or run.tokenizer.vocab_size
   one = lambda: dict(
-    tokens=rng.integers(0, run.tokenizer.vocab_size, shape, dtype=np.int32),
+    tokens=rng.integers(0, words, shape, dtype=np.int32),
     segments=np.ones(shape, np.int32),
     positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy(),
   )
-  return jax.device_put([one() for _ in range(n)])
+  return [one() for _ in range(n)]
+
+
+def batches(run: build.Run, n: int) -> list:
+  """The same on the device."""
+  return jax.device_put(drawn(run, n))

@@ -6,11 +6,12 @@ command: python experiments/perf/cpu_contestants.py   CPU time of the parts of l
 import contextlib
 import ctypes
 import importlib.metadata
-import json
 import os
 import pathlib
 import sys
 import time
+
+import _turns
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCAB, HIDDEN = 4, 256, 4, 256, 256, 1024
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'maxtext')
@@ -185,31 +186,16 @@ def builder(kind: str):
 
 
 def worker(kind: str, rows: int, overrides):
-  """Says how it stands, then for each number on standard input runs that many steps and answers
-  with their times.
-  """
-  say = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print must not mix with the answers
+  """Serves a contestant, see `_turns`."""
   kind, _, heap = kind.partition('+')
   if heap and not keep_heap():
     raise OSError('this C library has no mallopt')
-  begun = time.monotonic()
-  one, size = builder(kind)(kind, rows, overrides)
-  float(one())
-  first = time.monotonic() - begun
-  float(one())
-  said = dict(params=size, first_step_s=round(first, 2), versions=packages())
-  print(json.dumps(said), file=say, flush=True)
-  for line in sys.stdin:
-    wall, cpu = time.monotonic(), time.process_time()
-    for _ in range(int(line)):
-      loss = one()
-    loss = float(loss)
-    print(
-      json.dumps(dict(wall=time.monotonic() - wall, cpu=time.process_time() - cpu, loss=loss)),
-      file=say,
-      flush=True,
-    )
+
+  def make():
+    one, size = builder(kind)(kind, rows, overrides)
+    return one, dict(params=size, versions=packages())
+
+  _turns.serve(make)
 
 
 def pieces(rows: int = 16, overrides=()):

@@ -27,10 +27,9 @@ import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 
+import _turns
 from cpu_contestants import LENGTH, cores, packages, worker
 
 CONTESTANTS = (
@@ -58,30 +57,18 @@ PAIRS = (
 )
 
 
-def start(kind: str, flags):
-  """A live worker and what it said, or (None, why it cannot run)."""
+def start(kind: str, flags) -> _turns.Live:
+  """A live contestant. Raises _turns.Missing, which says why there is none."""
   if kind.startswith('torch') and importlib.util.find_spec('torch') is None:
-    return None, 'torch is not installed'
+    raise _turns.Missing('torch is not installed')
   if kind.startswith('maxtext') and not flags.maxtext_python:
-    return None, '--maxtext-python names no interpreter'
+    raise _turns.Missing('--maxtext-python names no interpreter')
   python = flags.maxtext_python if kind.startswith('maxtext') else sys.executable
   command = [python, __file__, '--worker', kind, '--rows', str(flags.rows)]
   command += ['--cores', str(flags.cores)]
   own = dict(lmjax=flags.set, maxtext=flags.maxtext_set)
   command += [f'--set={o}' for name, words in own.items() if kind.startswith(name) for o in words]
-  errors = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
-  try:
-    process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-    )
-  except OSError as e:
-    return None, f'{python} does not start: {e.strerror}'
-  line = process.stdout.readline()
-  if not line:
-    errors.seek(0)
-    found = [l for l in errors.read().splitlines() if 'Error' in l] or ['no message']
-    return None, f'it stopped before its first step: {found[-1]}'
-  return process, json.loads(line)
+  return _turns.Live(command)
 
 
 def race(flags):
@@ -89,16 +76,16 @@ def race(flags):
   live, said, missing = {}, {}, {}
   with contextlib.ExitStack() as stack:
     for kind in flags.only or CONTESTANTS:
-      process, answer = start(kind, flags)
-      if process is None:
-        missing[kind] = answer
-        print(f'{kind}: left out, {answer}', flush=True)
+      try:
+        found = stack.enter_context(contextlib.closing(start(kind, flags)))
+      except _turns.Missing as e:
+        missing[kind] = str(e)
+        print(f'{kind}: left out, {e}', flush=True)
         continue
-      stack.callback(process.wait)
-      stack.callback(process.stdin.close)
-      live[kind], said[kind] = process, answer
+      live[kind], said[kind] = found, found.said
       print(
-        f'{kind}: {answer["params"]:,} parameters, first step after {answer["first_step_s"]} s',
+        f'{kind}: {found.said["params"]:,} parameters, first step after '
+        f'{found.said["first_step_s"]} s',
         flush=True,
       )
     turns = {kind: [] for kind in live}
@@ -112,12 +99,10 @@ def race(flags):
   return said, missing, turns
 
 
-def turn(process, flags) -> dict:
+def turn(process: _turns.Live, flags) -> dict:
   """Seconds, CPU seconds and loss of a turn, and the share of all cores that others used."""
   busy = busy_seconds()
-  process.stdin.write(f'{flags.steps}\n')
-  process.stdin.flush()
-  found = json.loads(process.stdout.readline())
+  found = process.turn(flags.steps)
   others = max(0.0, busy_seconds() - busy - found['cpu'])
   return found | dict(others=others / found['wall'] / (os.cpu_count() or 1))
 

@@ -35,13 +35,14 @@ def child(flags) -> dict:
   run = _step.make(flags.recipe, flags.rows)
   state, step = run.init(jax.random.key(0)), jax.jit(run.step, donate_argnums=0)
   batches, losses = _step.batches(run, 4), []
-  for i in range(flags.steps + 3):
-    if i == 3:  # compiled, and warm
-      jax.block_until_ready(state)
-      began = time.monotonic()
-    state, metrics = step(state, batches[i % 4], jax.random.key(1))
-    losses.append(metrics['loss'][0])
-  jax.block_until_ready(state)
+  with run.choices():  # what config.kernels asks for
+    for i in range(flags.steps + 3):
+      if i == 3:  # compiled, and warm
+        jax.block_until_ready(state)
+        began = time.monotonic()
+      state, metrics = step(state, batches[i % 4], jax.random.key(1))
+      losses.append(metrics['loss'][0])
+    jax.block_until_ready(state)
   seconds = (time.monotonic() - began) / flags.steps
   device = jax.devices()[0]
   rate = run.rows * run.length / seconds

@@ -98,9 +98,9 @@ def worker(kind: str, every: int, workdir: str):
   os.dup2(2, 1)
   os.environ['JAX_PLATFORMS'] = 'cpu'
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-  from lmjax import heap
+  from lmjax import hardware
 
-  heap.keep()
+  hardware.settle()
   from lmjax import config
   from lmjax import loop
   from lmjax import run

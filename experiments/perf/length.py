@@ -17,27 +17,25 @@ against the same mixer at the first length, a token; medians are reported.
 """
 
 import argparse
-import importlib.metadata
-import json
 import pathlib
 import statistics
 import sys
 import textwrap
 import time
 
-from lmjax import heap
+from lmjax import hardware
 
-heap.keep()  # before jax is imported, as `lmjax.main` does
+hardware.settle()  # before jax is imported, as `lmjax.main` does
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+import _report  # noqa: E402
 import _step  # noqa: E402
 from lmjax import build  # noqa: E402
 from lmjax import decode_loop  # noqa: E402
 from lmjax import registry  # noqa: E402
-from lmjax.experiment import local  # noqa: E402
 from lmjax.experiment import tables  # noqa: E402
 
 # name -> (mixer, what decoding keeps of it)
@@ -171,7 +169,7 @@ def table(medians: dict) -> str:
 
 
 def page(report: dict) -> str:
-  s = report['sizes']
+  s = report['settings']
   about = (
     f'{s["depth"]} layers of {s["width"]}, heads of {s["head"]}, window {s["window"]}, '
     f'{s["dtype"]}; steps of {s["tokens"]} tokens, {s["rows"]} rows decoded at a time; medians of '
@@ -224,19 +222,9 @@ def flags_of(argv=None):
 def main() -> int:
   flags = flags_of()
   medians = summed(race(flags))
-  sizes = {k: v for k, v in vars(flags).items() if k != 'out'}
-  report = dict(
-    command=' '.join(['python', *sys.argv]),
-    device=jax.devices()[0].device_kind,
-    cores=len(local.cores()),
-    python=sys.version.split()[0],
-    jax=jax.__version__,
-    lmjax=importlib.metadata.version('lmjax'),
-    sizes=sizes,
-    mixers=medians,
-  )
+  report = _report.head(flags) | dict(mixers=medians)
   text = page(report)
-  (flags.out / 'length.json').write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+  _report.write(report, flags.out / 'length.json')
   (flags.out / 'length.md').write_text(text, encoding='utf-8')
   print(text)
   return 0

@@ -2,30 +2,36 @@
 memory bandwidth sets.
 
   python experiments/perf/optim_step.py --recipe=gpt2:124M --rows=32 --out=optim_step.json
+  python experiments/perf/optim_step.py --recipe=gpt3:1.3B --rows=1 --alone --only=adamw,eight_bit
   python experiments/perf/optim_step.py --recipe=gpt2:tiny --rows=4 --rounds=2   (tries a CPU)
 
 All steps are compiled first; then each optimizer in turn makes `--steps` steps (a multiple of
 Sophia's interval of 10, so that its Hessian's share is right), `--rounds` times. Ratios are of one
 round each, their median is reported. The floor of an update counts every byte once: gradients,
-parameters and state read, parameters and state written; the bandwidth is that of a long copy on the
-same device (2 bytes moved for each byte copied). Projections of galore, fira and soap are made anew
-every `gap` steps, which the few steps here do not show.
+parameters and state read, parameters and state written; the bandwidth is that of a long addition in
+place or a long sum on the same device, whichever is faster. Projections of galore, fira and soap
+are made anew every `gap` steps, which the few steps here do not show. With `--alone` updates are
+all that is timed, of one optimizer after another, for models whose states do not fit beside each
+other; an update of a billion parameters is in proportion.
 """
 
 import argparse
-import json
-import pathlib
 import statistics
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
-import optax
+from lmjax import hardware
 
-import _step
-from lmjax import build
-from lmjax import registry
+hardware.settle()  # before jax is imported, as `lmjax.main` does
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
+
+import _report  # noqa: E402
+import _step  # noqa: E402
+from lmjax import build  # noqa: E402
+from lmjax import registry  # noqa: E402
 
 ADAM = 'adam(b2=0.99)'
 OPTIMS = {
@@ -44,19 +50,25 @@ OPTIMS = {
   'schedule_free': 'clip() | schedule_free(inner=rmsprop(b2=0.99) | decay(rate=0.1))',
 }
 UPDATES = 20  # of a timing of the update alone
+COLUMNS = 'optimizer', 'state, GiB', 'update, ms', 'of 1B parameters, ms', 'update / floor'
+COLUMNS += ('step of adamw',)
 
 
-def copies(nbytes: int) -> float:
-  """Bytes a second that a long copy moves, read and written."""
+def bandwidth_of(nbytes: int) -> float:
+  """Bytes a second of the faster of a long sum, which reads, and a long addition in place, which
+  reads and writes.
+  """
   x = jnp.arange(nbytes // 4, dtype=jnp.float32)
-  copy = jax.jit(lambda x: x + 1.0)
-  jax.block_until_ready(copy(x))
-  times = []
-  for _ in range(10):
+  add, read = jax.jit(lambda x: x + 1.0, donate_argnums=0), jax.jit(jnp.sum)
+  added, was_read = [], []
+  for _ in range(11):  # the first compiles
     began = time.monotonic()
-    jax.block_until_ready(copy(x))
-    times.append(time.monotonic() - began)
-  return 2 * nbytes / statistics.median(times)
+    x = jax.block_until_ready(add(x))
+    between = time.monotonic()
+    jax.block_until_ready(read(x))
+    added.append(between - began)
+    was_read.append(time.monotonic() - between)
+  return nbytes * max(2 / statistics.median(added[1:]), 1 / statistics.median(was_read[1:]))
 
 
 class Contestant:
@@ -91,7 +103,8 @@ class Contestant:
       return optax.apply_updates(params, jax.tree.map(lambda u: -1e-4 * u, updates)), opt
 
     step = jax.jit(one, donate_argnums=(0, 1))
-    both = step(*jax.tree.map(jnp.copy, (params, opt)), grads)
+    self.state = None  # given away
+    both = step(params, opt, grads)
     times = []
     for _ in range(3):
       jax.block_until_ready(both)
@@ -100,6 +113,7 @@ class Contestant:
         both = step(*both, grads)
       jax.block_until_ready(both)
       times.append((time.monotonic() - began) / UPDATES)
+    params, opt = both
     moved = build.nbytes(grads) + 2 * build.nbytes(params) + 2 * build.nbytes(opt)
     return statistics.median(times), moved
 
@@ -113,45 +127,63 @@ def main() -> int:
   p.add_argument('--steps', type=int, default=10, help='of a round; a multiple of 10')
   p.add_argument('--rounds', type=int, default=5)
   p.add_argument('--only', default=','.join(OPTIMS), help='names, adamw among them')
+  p.add_argument('--alone', action='store_true', help='updates, one optimizer after another')
   p.add_argument('--out', help='a JSON file for the result')
   flags = p.parse_args()
   names = flags.only.split(',')
   if flags.steps % 10 or flags.steps < 10 or 'adamw' not in names or set(names) - set(OPTIMS):
     p.error(f'--steps: a multiple of 10; --only: adamw and others of {", ".join(OPTIMS)}')
 
-  device = jax.devices()[0]
-  bandwidth = copies(2**28 if device.platform == 'cpu' else 2**31)
-  made, rows = {}, {}
+  on_cpu = jax.devices()[0].platform == 'cpu'
+  bandwidth = bandwidth_of(2**28 if on_cpu else 2**31)
+  updates = {name: updated(flags, name, bandwidth) for name in names}
+  steps = {} if flags.alone else race(flags, names)
+  rows = {name: updates[name] | steps.get(name, {}) for name in names}
+  print(table(rows))
+  print(f'floor: {bandwidth / 1e9:,.0f} GB/s')
+  _report.write(_report.head(flags) | dict(bandwidth=bandwidth, optimizers=rows), flags.out)
+  return 0
+
+
+def updated(flags, name: str, bandwidth: float) -> dict:
+  """What the update alone costs."""
+  c = Contestant(flags.recipe, flags.rows, OPTIMS[name])
+  out = {'state_bytes': build.state_bytes(c.run)['total']}
+  if alone := c.update():
+    seconds, moved = alone
+    floor, params = moved / bandwidth, build.counts(c.run)['total']
+    out |= dict(update=seconds, update_floor=floor, update_over_floor=seconds / floor)
+    out |= dict(params=params, update_of_a_billion=seconds / params * 1e9)
+  return out
+
+
+def race(flags, names) -> dict:
+  """Whole steps of all, in turns."""
+  made, times = {}, {name: [] for name in names}
   for name in names:
     made[name] = c = Contestant(flags.recipe, flags.rows, OPTIMS[name])
     batches = _step.batches(c.run, 4)
     c.steps(batches, 11)  # compiled, both branches of an interval seen
-    rows[name] = {'state_bytes': build.state_bytes(c.run)['total']}
-    if alone := c.update():
-      floor = alone[1] / bandwidth
-      rows[name] |= dict(update=alone[0], update_floor=floor, update_over_floor=alone[0] / floor)
-    print(name, json.dumps(rows[name]), flush=True)
-  times = {name: [] for name in names}
   for _ in range(flags.rounds):
     for name, c in made.items():
       times[name].append(c.steps(batches, flags.steps))
-  for name, own in times.items():
-    ratios = [a / b for a, b in zip(own, times['adamw'])]
-    rows[name] |= dict(step=statistics.median(own), step_over_adamw=statistics.median(ratios))
-    rows[name] |= dict(ratios=ratios)
-  report = dict(
-    command=' '.join(sys.argv),
-    device=device.device_kind,
-    jax=jax.__version__,
-    bandwidth=bandwidth,
-    optimizers=rows,
-  )
+  ratios = {name: [a / b for a, b in zip(own, times['adamw'])] for name, own in times.items()}
+  return {
+    name: dict(step=statistics.median(own), step_over_adamw=statistics.median(ratios[name]))
+    | dict(ratios=ratios[name])
+    for name, own in times.items()
+  }
+
+
+def table(rows: dict) -> str:
+  lines = []
   for name, r in rows.items():
-    over = r.get('update_over_floor')
-    print(f'{name:14} step x{r["step_over_adamw"]:.3f}  update / floor {over and round(over, 2)}')
-  if flags.out:
-    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
-  return 0
+    cells = [name, f'{r["state_bytes"] / 2**30:.2f}', '', '', '']
+    if 'update' in r:
+      cells[2:] = (f'{1e3 * r[k]:.2f}' for k in ('update', 'update_of_a_billion'))
+      cells.append(f'{r["update_over_floor"]:.2f}')
+    lines.append([*cells, _report.spread(r['ratios'], 3) if 'ratios' in r else ''])
+  return _report.table(COLUMNS, lines)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import re
 from typing import Any, Iterator, Mapping
 
 NAMES = ('manifest.json', 'manifest.deleting.json', 'manifest.json.partial')
+_MD5 = re.compile(r'[0-9a-f]{32}')
 _SHA256, _DTYPE = re.compile(r'[0-9a-f]{64}'), re.compile(r'[a-z][a-z0-9_]*(<\w+>)?')
 
 
@@ -18,7 +19,7 @@ def wrong(body: Mapping[str, Any], place: str) -> Iterator[str]:
     'scores': (dict, 'numbers by name'),
     'leaves': (dict, 'shape and dtype by name'),
     'empty': (list, 'a list of names'),
-    'files': (dict, 'size and sha256 by name'),
+    'files': (dict, 'size and checksum by name'),
   }
   for key, (kind, accepted) in fields.items():
     value = body.get(key)
@@ -33,7 +34,7 @@ def wrong(body: Mapping[str, Any], place: str) -> Iterator[str]:
     if not _inside(name):
       yield f'lists a file outside its directory: {short(name)}'
     if not _is_file_entry(entry):
-      yield f'lists the file {short(name)} as {short(entry)}; a size and a SHA-256 are accepted'
+      yield f'lists the file {short(name)} as {short(entry)}; a size and a checksum are accepted'
   yield from _wrong_leaves(body['leaves'], body['empty'])
   versions = body.get('versions', {})
   if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
@@ -71,12 +72,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_file_entry(entry: Any) -> bool:
-  return (
-    isinstance(entry, dict)
-    and _is_count(entry.get('size'))
-    and isinstance(entry.get('sha256'), str)
-    and bool(_SHA256.fullmatch(entry['sha256']))
-  )
+  if not isinstance(entry, dict) or not _is_count(entry.get('size')):
+    return False
+  kind, form = ('md5', _MD5) if 'md5' in entry else ('sha256', _SHA256)
+  return isinstance(entry.get(kind), str) and bool(form.fullmatch(entry[kind]))
 
 
 def _is_leaf_entry(entry: Any) -> bool:

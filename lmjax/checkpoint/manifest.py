@@ -5,6 +5,10 @@ casts dtypes silently on restore. `manifest.json` therefore lists every array (s
 every file (size, SHA-256). It is written last and atomically, so its presence marks a complete
 checkpoint, and it is the only licence to delete: what it does not list stays.
 
+Of an object in a store it has the MD5 that the store computed and keeps, so that nothing is read
+back. (Its CRC-32C says too little: it is the same for all files that end with their own, as do some
+of orbax.)
+
 A manifest comes from outside: its types and names are checked before they are used, and no symbolic
 link on the way to a listed file is followed.
 """
@@ -14,10 +18,12 @@ import hashlib
 import json
 import os
 import time
-from typing import Any, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 from etils import epath
 
+from lmjax import bucket
+from lmjax import progress
 from lmjax.checkpoint import content
 
 NAME, DOOMED, _PARTIAL = content.NAMES  # a kill while scores were added leaves the last one
@@ -42,15 +48,14 @@ def write(
   version: str = '',
   versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-  """Hashes every file of a finished save and writes the manifest, last and atomically.
+  """Lists every file of a finished save with its checksum, and writes the manifest, last and
+  atomically.
 
   Args:
     version: that of lmjax; `versions` holds those of the other software, by name.
   """
   step_dir = epath.Path(step_dir)
-  names = sorted(n for n in walk(step_dir) if n not in (NAME, DOOMED, _PARTIAL))
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    entries = list(pool.map(lambda n: _digest(step_dir / n), names))
+  entries = {n: e for n, e in _entries(step_dir) if n not in (NAME, DOOMED, _PARTIAL)}
   body = {
     'format': FORMAT,
     'lmjax': version,
@@ -60,7 +65,7 @@ def write(
     'scores': dict(scores),
     'leaves': dict(leaves),
     'empty': list(empty),
-    'files': dict(zip(names, entries)),
+    'files': entries,
   }
   if wrong := next(content.wrong(body, step_dir.name), None):
     raise ManifestError(f'{step_dir / NAME} could not be read again: it {wrong}')
@@ -68,13 +73,28 @@ def write(
   return body
 
 
+def _entries(step_dir: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  if bucket.is_remote(step_dir):
+    there = bucket.listing(step_dir)
+  else:
+    there = dict.fromkeys(walk(step_dir), {'md5': None})
+  known = lambda n: there[n] if there[n]['md5'] else _digest(step_dir / n)
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    yield from zip(sorted(there), pool.map(known, sorted(there)))
+
+
 def put(step_dir: Any, body: Mapping[str, Any]) -> None:
   """Writes a manifest through a rename; `self` is the checksum of all that it says."""
   step_dir = epath.Path(step_dir)
   body = {k: v for k, v in body.items() if k != 'self'}
+  text = json.dumps(body | {'self': _self_digest(body)}, indent=1)
+  if bucket.is_remote(step_dir):  # whole or absent
+    with bucket.told():
+      (step_dir / NAME).write_text(text)
+    return
   partial = step_dir / _PARTIAL
   partial.unlink(missing_ok=True)  # were it a link, its target would be written
-  partial.write_text(json.dumps(body | {'self': _self_digest(body)}, indent=1))
+  partial.write_text(text)
   partial.replace(step_dir / NAME)
 
 
@@ -139,13 +159,33 @@ def verify(step_dir: Any, *, checksums: bool = True, below: str = '') -> list[st
   except ManifestError as e:
     return [str(e)]
   listed = {n: entry for n, entry in listed.items() if n.startswith(below)}
+  if bucket.is_remote(step_dir):
+    return _verify_objects(step_dir, listed, checksums, below)
   bad = {n: p for n, entry in listed.items() if (p := _check_size(step_dir, n, entry))}
   if not checksums:
     return list(bad.values())
   sized = [n for n in listed if n not in bad]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    found = list(pool.map(lambda n: _check_digest(step_dir / n, listed[n]), sized))
+    checked = pool.map(lambda n: _check_digest(step_dir / n, listed[n]), sized)
+    found = list(progress.track(checked, f'reading {step_dir}', len(sized), 'files'))
   return [*bad.values(), *filter(None, found), *_foreign(step_dir, listed, below)]
+
+
+def _verify_objects(step_dir: epath.Path, listed: dict, checksums: bool, below: str) -> list[str]:
+  """The same of a store: what it says of its objects is enough, and asked for once."""
+  with bucket.told():
+    found, bad = bucket.listing(step_dir), []
+  for name, entry in listed.items():
+    path, there = step_dir / name, found.get(name)
+    if there is None:
+      bad.append(f'{path} is missing')
+    elif there['size'] != entry['size']:
+      bad.append(f'{path} has {there["size"]} bytes, {entry["size"]} were saved')
+    elif checksums and there['md5'] and 'md5' in entry:
+      bad += [] if there['md5'] == entry['md5'] else [f'{path} does not match its checksum']
+    elif checksums:  # it was copied here
+      bad += filter(None, [_check_digest(path, entry)])
+  return bad + _unlisted(step_dir, found, listed, below) if checksums else bad
 
 
 def _foreign(step_dir: epath.Path, listed: Mapping[str, Any], below: str) -> list[str]:
@@ -153,6 +193,10 @@ def _foreign(step_dir: epath.Path, listed: Mapping[str, Any], below: str) -> lis
     found = walk(step_dir)
   except OSError as e:
     return [f'{e.filename or step_dir} cannot be read ({e.strerror or e})']
+  return _unlisted(step_dir, found, listed, below)
+
+
+def _unlisted(step_dir: epath.Path, found: Iterable[str], listed: Mapping, below: str) -> list[str]:
   return [
     f'{step_dir / n} is not in the manifest; move it out of the checkpoint'
     for n in sorted(set(found) - set(listed) - {NAME, _PARTIAL})
@@ -177,7 +221,8 @@ def _check_size(step_dir: epath.Path, name: str, entry: Mapping[str, Any]) -> st
 
 def _check_digest(path: epath.Path, entry: Mapping[str, Any]) -> str | None:
   try:
-    same = _digest(path)['sha256'] == entry['sha256']
+    kind = 'md5' if 'md5' in entry else 'sha256'  # that one was copied from a store
+    same = _digest(path, kind)[kind] == entry[kind]
   except OSError as e:
     return f'{path} cannot be read ({e.strerror or e})'
   return None if same else f'{path} does not match its checksum'
@@ -198,13 +243,13 @@ def _link(step_dir: epath.Path, name: str) -> epath.Path | None:
   return None
 
 
-def _digest(path: epath.Path) -> dict[str, Any]:
-  digest, size = hashlib.sha256(), 0
+def _digest(path: epath.Path, kind: str = 'sha256') -> dict[str, Any]:
+  digest, size = hashlib.new(kind, usedforsecurity=False), 0
   with path.open('rb') as f:
     while chunk := f.read(_CHUNK):
       digest.update(chunk)
       size += len(chunk)
-  return {'size': size, 'sha256': digest.hexdigest()}
+  return {'size': size, kind: digest.hexdigest()}
 
 
 def _self_digest(body: Mapping[str, Any]) -> str:
@@ -231,6 +276,10 @@ def remove(step_dir: Any) -> None:
   finished by calling again.
   """
   step_dir = epath.Path(step_dir)
+  if bucket.is_remote(step_dir):
+    with bucket.told():
+      _remove_objects(step_dir)
+    return
   doomed = step_dir / DOOMED
   if exists(step_dir):
     read(step_dir)
@@ -242,6 +291,15 @@ def remove(step_dir: Any) -> None:
   (step_dir / _PARTIAL).unlink(missing_ok=True)
   doomed.unlink()
   _remove_empty(step_dir)
+
+
+def _remove_objects(step_dir: epath.Path) -> None:
+  if exists(step_dir):
+    read(step_dir)
+    bucket.move_file(step_dir / NAME, step_dir / DOOMED)
+  ours = read(step_dir, DOOMED)['files'].keys() & bucket.listing(step_dir).keys()
+  bucket.delete(step_dir / n for n in ours)
+  bucket.delete([step_dir / DOOMED])
 
 
 def _remove_empty(directory: epath.Path) -> None:

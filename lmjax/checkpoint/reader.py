@@ -16,6 +16,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from lmjax import bucket
 from lmjax.checkpoint import arrays
 from lmjax.checkpoint import manifest
 from lmjax.checkpoint import scan
@@ -29,7 +30,8 @@ class Reader:
   """Reads the checkpoints of one run."""
 
   def __init__(self, directory: Any, *, best_key: str = 'loss'):
-    self.directory = epath.Path(directory).absolute()
+    remote = bucket.is_remote(directory)
+    self.directory = bucket.path(directory) if remote else epath.Path(directory).absolute()
     if self.directory.exists() and not self.directory.is_dir():
       raise ValueError(f'the checkpoint directory {self.directory} is a file')
     self._score_key = best_key

@@ -1,7 +1,7 @@
 """Going back: the steps newer than one are renamed, so that the run resumes from it. Once."""
 
 import contextlib
-import pathlib
+from typing import Any
 
 from lmjax import rundir
 from lmjax.checkpoint import manifest
@@ -9,7 +9,7 @@ from lmjax.checkpoint import room
 from lmjax.checkpoint import scan
 
 
-def rewind(folder: pathlib.Path, step: int) -> list[int]:
+def rewind(folder: Any, step: int) -> list[int]:
   """Renames the steps of `folder` that are newer than a whole step, and returns them.
 
   Raises ValueError where there is no such step, it is damaged, or a run is using the directory.

@@ -9,6 +9,7 @@ from typing import Any, Mapping
 
 from etils import epath
 
+from lmjax import bucket
 from lmjax.checkpoint import manifest
 from lmjax.checkpoint import scan
 
@@ -47,7 +48,7 @@ def delete(directory: epath.Path, steps: list[int]) -> dict[str, str]:
     if not manifest.is_link(directory / str(step)):
       manifest.remove(directory / str(step))
   failed = {}
-  for entry in list(directory.iterdir()):
+  for entry in scan.children(directory):
     if scan.number(entry.name) is not None and manifest.is_doomed(entry):
       try:
         manifest.remove(entry)
@@ -58,8 +59,9 @@ def delete(directory: epath.Path, steps: list[int]) -> dict[str, str]:
 
 def make(directory: epath.Path, step: int) -> None:
   """Renames what stands where a step goes: a killed save, a damaged step, one of another run."""
-  directory.mkdir(parents=True, exist_ok=True)
-  for old in list(directory.iterdir()):
+  if not bucket.is_remote(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+  for old in scan.children(directory):
     if old.name == str(step) or old.name.startswith(f'{step}{TMP}'):
       whole = not manifest.verify(old, checksums=False)
       why = 'replaced' if whole else 'damaged' if manifest.exists(old) else 'incomplete'
@@ -70,7 +72,11 @@ def aside(old: Any, why: str, step: int) -> None:
   """Renames `old` to the first free `<why>-<step>-<n>` beside it."""
   free = (old.parent / f'{why}-{step}-{n}' for n in range(10**6))
   new = next(p for p in free if not p.exists())
-  old.rename(new)
+  if bucket.is_remote(old):
+    with bucket.told():
+      bucket.move(old, new, first=manifest.NAME)
+  else:
+    old.rename(new)
   _LOG.warning('%s was moved to %s; delete it when you no longer need it', old, new.name)
 
 
@@ -78,6 +84,11 @@ def drop_unfinished(directory: epath.Path, step: int) -> None:
   """Deletes what orbax had begun of a save that failed. To be called only where `make` came first,
   so that what bears this name is that save's own.
   """
+  if bucket.is_remote(directory):  # there it writes into the place itself
+    with bucket.told():
+      if not manifest.exists(directory / str(step)):
+        bucket.delete(directory / str(step) / n for n in bucket.listing(directory / str(step)))
+    return
   for entry in list(directory.iterdir()):
     if entry.name.startswith(f'{step}{TMP}'):
       entry.rmtree()

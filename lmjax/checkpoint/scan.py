@@ -14,6 +14,7 @@ from typing import Any, Mapping
 
 from etils import epath
 
+from lmjax import bucket
 from lmjax.checkpoint import manifest
 
 
@@ -42,7 +43,7 @@ def scan(directory: Any) -> Found:
   """Raises ValueError when the directory cannot be listed; one that is not there holds no steps."""
   directory, out = epath.Path(directory), Found()
   try:
-    entries = list(directory.iterdir()) if directory.is_dir() else []
+    entries = children(directory)
   except OSError as e:
     raise ValueError(f'{directory} cannot be read ({e.strerror or e})') from None
   for entry in entries:
@@ -52,12 +53,19 @@ def scan(directory: Any) -> Found:
   return out
 
 
+def children(directory: epath.Path) -> list[epath.Path]:
+  """What is in a directory; nothing for one that is not there, or has no object in a store yet."""
+  with bucket.told():
+    return list(directory.iterdir()) if directory.is_dir() else []
+
+
 def _sort(out: Found, step: int, entry: epath.Path) -> None:
   try:
-    if not entry.is_dir() or manifest.is_doomed(entry):
-      return
-    has_manifest = manifest.exists(entry)
-    problems = manifest.verify(entry, checksums=False)
+    with bucket.told():
+      if not entry.is_dir() or manifest.is_doomed(entry):
+        return
+      has_manifest = manifest.exists(entry)
+      problems = manifest.verify(entry, checksums=False)
   except OSError as e:
     out.damaged[step] = f'{entry} cannot be read ({e.strerror or e})'
     return

@@ -6,11 +6,9 @@ import contextlib
 import datetime
 import json
 import math
-import pathlib
 from typing import Any, Iterable, Sequence
 
-from rich.console import Console
-
+from lmjax import progress
 from lmjax.checkpoint import arrays
 from lmjax.checkpoint import manifest
 from lmjax.checkpoint import scan
@@ -33,11 +31,12 @@ def size(count: int) -> str:
 @contextlib.contextmanager
 def busy(text: str):
   """Shows on a terminal that something takes its time."""
-  with Console(stderr=True).status(plain(text)):
+  with progress.Count(plain(text)) as count:
+    count.at(0)
     yield
 
 
-def steps(folder: pathlib.Path, found: scan.Found) -> None:
+def steps(folder: Any, found: scan.Found) -> None:
   """A table of the steps of a run."""
   rows = []
   best = scan.best(found.whole, 'loss')
@@ -54,7 +53,7 @@ def steps(folder: pathlib.Path, found: scan.Found) -> None:
   print('whole: every file is there with its size; `verify` also reads what is in them')
 
 
-def _facts(where: pathlib.Path) -> tuple[str, str, str, str]:
+def _facts(where: Any) -> tuple[str, str, str, str]:
   try:
     body = manifest.read(where)
   except manifest.ManifestError:
@@ -63,7 +62,7 @@ def _facts(where: pathlib.Path) -> tuple[str, str, str, str]:
   return _time(body['time']), size(total), str(len(body['leaves'])), _scores(body) or '-'
 
 
-def step(where: pathlib.Path) -> None:
+def step(where: Any) -> None:
   """All that a step says of itself. Raises ValueError without a manifest that can be read."""
   body = manifest.read(where)
   versions = ''.join(f', {k} {v}' for k, v in body.get('versions', {}).items())
@@ -111,7 +110,7 @@ def _row(label: str, entry: dict) -> tuple[str, str, str, str]:
   return plain(label), plain(tree_lib.show(entry)), f'{count:,}', size(tree_lib.nbytes(entry))
 
 
-def _cursor(where: pathlib.Path) -> str:
+def _cursor(where: Any) -> str:
   try:
     return plain(json.dumps(arrays.cursor(where)))
   except ValueError as e:

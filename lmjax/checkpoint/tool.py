@@ -1,14 +1,14 @@
 """Looks into checkpoints, on one CPU and without the config or the code of the run.
 
-  python -m lmjax.checkpoint inspect runs/quickstart              steps, sizes, scores, state
-  python -m lmjax.checkpoint inspect runs/quickstart --step=300   arrays of one step
-  python -m lmjax.checkpoint verify runs/quickstart               every checksum of every step
+  python -m lmjax.checkpoint inspect runs/q              steps, sizes, scores
+  python -m lmjax.checkpoint inspect runs/q --step=300   arrays of one step
+  python -m lmjax.checkpoint verify runs/q               every checksum
   python -m lmjax.checkpoint diff runs/a/checkpoints/300 runs/b/checkpoints/300
-  python -m lmjax.checkpoint rewind runs/quickstart --step=300    go back, then start it again
-  python -m lmjax.checkpoint export runs/quickstart --out=weights.safetensors
+  python -m lmjax.checkpoint rewind runs/q --step=300    go back, then start again
+  python -m lmjax.checkpoint export runs/q --out=weights.safetensors
 
-A path is a run directory, its `checkpoints`, or one step. Exit status: 0, 1 where verify found a
-problem or diff a difference, 2 for what cannot be used, with one sentence.
+A path is a run directory, its `checkpoints`, or one step. Exit status: 0, 1 where
+verify found a problem or diff a difference, 2 for what cannot be used.
 
 Exported arrays bear the names of the manifest, as in `params/embed/table` ('/' within a key is
 written %2F); a typed PRNG key is its data. The metadata hold `step` and `lmjax`, the version that
@@ -21,18 +21,21 @@ import logging
 import os
 import pathlib
 import sys
-from typing import Sequence
+from typing import Any, Sequence
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from lmjax import bucket
+from lmjax import progress
 from lmjax.checkpoint import arrays
 from lmjax.checkpoint import compare
 from lmjax.checkpoint import manifest
 from lmjax.checkpoint import rewind
 from lmjax.checkpoint import scan
 from lmjax.checkpoint import show
+from lmjax.checkpoint import tree as tree_lib
 from lmjax.interop import safetensors
 
 _WEIGHTS = 'params,vars'
@@ -42,7 +45,7 @@ _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.
 def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   try:
-    with _quiet('absl'):  # orbax tells of its own business
+    with _quiet('absl'), bucket.told():  # orbax tells of its own business
       status = args.run(args)
     sys.stdout.flush()
     return status
@@ -69,9 +72,8 @@ def _quiet(name: str):
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='python -m lmjax.checkpoint',
-    description='Looks into checkpoints. A path is a run directory, its `checkpoints`, or one '
-    'step. Exit status: 0, 1 where verify found a problem or diff a difference, 2 for what cannot '
-    'be used.',
+    description=__doc__.split('Exported arrays')[0].rstrip(),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(required=True, metavar='command')
 
@@ -115,9 +117,10 @@ def _parser() -> argparse.ArgumentParser:
 # ------------------------------------------------------------------ which step
 
 
-def locate(path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
+def locate(path: str) -> tuple[Any, Any]:
   """(directory of steps, None), or (its directory, step) where `path` is one step."""
-  at = pathlib.Path(path).expanduser().absolute()
+  remote = '://' in path
+  at = bucket.place(path) if remote else pathlib.Path(path).expanduser().absolute()
   if not at.is_dir():
     raise ValueError(f'{path}: no such directory')
   if manifest.exists(at):
@@ -130,7 +133,7 @@ def locate(path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
   return at, None
 
 
-def pick(path: str, step: int | None) -> pathlib.Path:
+def pick(path: str, step: int | None) -> Any:
   """The directory of one step: `step` where it is given, else the newest that has a manifest."""
   folder, found = locate(path)
   if found is not None:
@@ -148,7 +151,7 @@ def pick(path: str, step: int | None) -> pathlib.Path:
   return folder / str(offered[-1] if step is None else step)
 
 
-def _scan(path: str, folder: pathlib.Path) -> scan.Found:
+def _scan(path: str, folder: Any) -> scan.Found:
   found = scan.scan(folder)
   if not found.offered() and not found.unfinished:
     raise ValueError(f'{path}: no checkpoint in {folder}')
@@ -178,8 +181,7 @@ def _verify(args: argparse.Namespace) -> int:
     unfinished = sorted(found.unfinished)
   damaged = 0
   for where in dirs:
-    with show.busy(f'reading {where}'):
-      problems = manifest.verify(where)
+    problems = manifest.verify(where)
     print(f'{show.plain(where)}: {"damaged" if problems else "every file is what was saved"}')
     for problem in problems:
       print(f'  {show.plain(problem)}')
@@ -192,8 +194,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _diff(args: argparse.Namespace) -> int:
   a, b = pick(args.a, args.step), pick(args.b, args.step)
   print(f'A  {show.plain(a)}\nB  {show.plain(b)}')
-  with show.busy('reading'):
-    bodies = arrays.checked(a), arrays.checked(b)
+  bodies = arrays.checked(a), arrays.checked(b)
   differ = 0
   for found in compare.compare(a, b, bodies):
     print(f'{show.plain(found.name)}  {show.plain(found.text)}')
@@ -213,15 +214,19 @@ def _diff(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
   safetensors.check_new(args.out)
   where = pick(args.path, args.step)
-  with show.busy(f'reading {where}'):
-    body = arrays.checked(where)
-    only = [] if args.only == 'all' else [part for part in args.only.split(',') if part]
-    if args.only == _WEIGHTS:  # a model may have no vars
-      only = [part for part in only if part in arrays.tops(body)]
-    found = arrays.read(where, body, arrays.chosen(where, body, only))
-    if args.dtype:
-      found = {k: _cast(k, v, args.dtype) for k, v in found.items()}
-    metadata = {'step': str(body['step']), 'lmjax': body['lmjax']}
+  body = arrays.checked(where)
+  only = [] if args.only == 'all' else [part for part in args.only.split(',') if part]
+  if args.only == _WEIGHTS:  # a model may have no vars
+    only = [part for part in only if part in arrays.tops(body)]
+  names, found = arrays.chosen(where, body, only), {}
+  total = sum(tree_lib.nbytes(body['leaves'][n]) for n in names)
+  with progress.Count('exporting', total, 'bytes') as count:
+    for group in arrays.groups(body, names):
+      some = arrays.read(where, body, group)
+      found |= {k: _cast(k, v, args.dtype) for k, v in some.items()} if args.dtype else some
+      count.add(sum(v.nbytes for v in some.values()))
+  metadata = {'step': str(body['step']), 'lmjax': body['lmjax']}
+  with show.busy(f'writing {args.out}'):
     safetensors.write(args.out, found, metadata)
   total = sum(v.nbytes for v in found.values())
   print(f'{args.out}: {len(found)} arrays, {show.size(total)}, step {body["step"]}')

@@ -129,6 +129,11 @@ def _joined(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   bounds.
   """
   segments = (batch['segments'] > 0).astype(np.int32)
+  if np.any(np.diff(segments, axis=1) > 0):  # causal models look at no segments then
+    raise ValueError(
+      'config.data.mask_documents=False: a row has padding in front of its tokens; padding is '
+      'expected behind them (a transform may have put it there), or mask_documents=True'
+    )
   positions = np.arange(segments.shape[1], dtype=np.int32) * segments
   return {**batch, 'segments': segments, 'positions': positions}
 

@@ -12,15 +12,14 @@ import pathlib
 import sys
 import time
 
+from lmjax import exits
 from lmjax import registry
 from lmjax.data import store as store_lib
 from lmjax.data import writer
 
 EXAMPLES = """examples:
-  python -m lmjax.data.prepare --source='jsonl(path="pile/*.jsonl.zst")' --tokenizer='bytes()' \\
-      --out=tokens/pile --workers=8
-  python -m lmjax.data.prepare --source='text(path="stories.txt", separator="<|endoftext|>")' \\
-      --tokenizer='bytes()' --out=tokens/stories
+  python -m lmjax.data.prepare --source='jsonl(path="pile/*.jsonl.zst")' \\
+      --tokenizer='bytes()' --out=tokens/pile --workers=8
 
 then, in a config:
   config.data.train = 'tokens(path="tokens/pile")'
@@ -60,7 +59,7 @@ def prepare(
     eos=eos and tok.eos is not None,
   )
   with writer.StoreWriter(out, vocab_size=tok.vocab_size, **meta) as store:
-    with writer.Watch(str(source_part), progress) as watch:
+    with writer.Watch(docs, str(source_part), progress) as watch:
       jobs = ((batch, bos, eos) for batch in writer.chunks(docs))
       for ids, lengths, size, words in _in_order(jobs, str(part), tok, workers):
         store.append(ids, lengths, bytes=size, words=words)
@@ -108,8 +107,8 @@ def _work(job):
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
     prog='python -m lmjax.data.prepare',
-    description=__doc__,
-    epilog=EXAMPLES,
+    description=__doc__.split('\n\n')[0],
+    epilog=EXAMPLES + exits.PLAIN,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('--source', required=True, help='a source, as in config.data.train')

@@ -7,7 +7,6 @@ only ever added to, through a rename, and every entry says why it is there.
 
 import dataclasses
 import json
-import pathlib
 import re
 from typing import Any, Iterable
 
@@ -77,7 +76,7 @@ def parse(text: str) -> list[tuple[int, int]]:
 
 def entries(workdir: Any) -> list[dict[str, Any]]:
   """The entries of a run's file. Raises ValueError naming the file where it cannot be used."""
-  path = pathlib.Path(workdir) / FILE
+  path = files.path_of(workdir) / FILE
   if not path.exists():
     return []
   found = files.read_json(path)
@@ -100,7 +99,7 @@ def read(workdir: Any, why: str = '') -> Skips:
 def add(workdir: Any, ranges: Iterable[tuple[int, int]], why: str) -> Skips:
   """Adds ranges to the file and returns all of them. Ends the run where it cannot be written."""
   found = entries(workdir) + [dict(start=a, stop=b, why=why) for a, b in ranges]
-  path = pathlib.Path(workdir) / FILE
+  path = files.path_of(workdir) / FILE
   with files.kept(path):
     files.write(path, json.dumps(found, indent=1) + '\n')
   return read(workdir)

@@ -11,7 +11,9 @@ import time
 
 import numpy as np
 
+from lmjax import progress as progress_lib
 from lmjax.data import store as store_lib
+from lmjax.data.sources import _files
 
 _CHUNK_DOCUMENTS = 256
 _CHUNK_TEXT = 1 << 20  # characters
@@ -179,7 +181,7 @@ def cached(
     try:
       with (
         StoreWriter(path, vocab_size=tokenizer.vocab_size, **made) as out,
-        Watch(str(source), progress) as watch,
+        Watch(source, str(source), progress) as watch,
       ):
         for batch in chunks(source):
           ids, lengths, size, words = encode(batch, tokenizer, bos=bos, eos=eos)
@@ -193,38 +195,38 @@ def cached(
 
 class Watch:
   """Documents, tokens and tokens/s while a store is written: a line on a terminal, nothing
-  elsewhere.
+  elsewhere. The time left is told where the source reads files that are not compressed, as if all
+  of them were text.
   """
 
-  def __init__(self, title: str, show: bool = True):
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    self._start = time.monotonic()
-    self._bar = Progress(
-      SpinnerColumn(),
-      TextColumn('tokenizing {task.fields[what]}', markup=False),
-      TextColumn('{task.description}'),
-      TimeElapsedColumn(),
-      console=console,
-      disable=not (show and console.is_terminal),
-      transient=True,
-    )
-    self._task = self._bar.add_task(
-      '', total=None, what=title if len(title) < 60 else title[:57] + '...'
-    )
+  def __init__(self, source, title: str, show: bool = True):
+    self._start, self._total = time.monotonic(), size(source)
+    unit = 'tokens' if self._total is None else 'bytes'
+    self._count = progress_lib.Count(f'tokenizing {title}', self._total, unit, show)
 
   def __enter__(self):
-    self._bar.start()
+    self._count.__enter__()
     return self
 
   def __exit__(self, *_):
-    self._bar.stop()
+    self._count.__exit__()
 
   def update(self, out: StoreWriter):
-    rate = out.tokens / max(time.monotonic() - self._start, 1e-9)
-    self._bar.update(
-      self._task,
-      description=f'{out.documents:,} documents  {out.tokens:,} tokens  {rate:,.0f} tokens/s',
-    )
+    text = f'{out.documents:,} documents'
+    if self._total is None:
+      self._count.at(out.tokens, text)
+    else:
+      rate = out.tokens / max(time.monotonic() - self._start, 1e-9)
+      self._count.at(out.bytes, f'{out.tokens:,} tokens  {rate:,.0f} tokens/s  {text}', False)
+
+
+def size(source) -> int | None:
+  """Bytes of the files that a source reads, None where there are none or they are compressed."""
+  path = getattr(source, 'path', None)
+  if path is None:
+    return None
+  files = _files.find(path)
+  packed = (*_files.COMPRESSED, '.zip', '.tar')
+  if not files or any(f.suffix in packed or f.is_dir() for f in files):
+    return None
+  return sum(f.stat().st_size for f in files)

@@ -10,7 +10,6 @@ what dropout leaves out.
 """
 
 import dataclasses
-import math
 from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
@@ -116,8 +115,7 @@ def placed(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def rounded(rows: int) -> int:
   """Rows, rounded up to what the current mesh divides them over."""
-  mesh = shard.mesh()
-  pieces = 1 if mesh.empty else math.prod(mesh.shape.get(a, 1) for a in shard.RULES['batch'])
+  pieces = shard.sharing(shard.mesh().shape)
   return -(-rows // pieces) * pieces
 
 

@@ -1,11 +1,15 @@
 """python -m lmjax.experiment run|report|list|index|render|carry
 
-run experiments/x --scale=cpu   tunes, runs and records what is missing; the same command goes on
-report experiments/x            results.md and figures, from results.json
+run experiments/x --scale=cpu   what is missing; the same command goes on
+report experiments/x            results.md, figures, and a page of its runs
 list                            every experiment with its verdicts
 index                           the README's index of methods
-render experiments/x            Kubernetes manifests (JobSet) of what is missing, see `jobset`
-carry experiments/x --since=C   keeps what commit C computed where the code computes the same now
+render experiments/x            Kubernetes manifests (JobSet) of what is missing
+carry experiments/x --since=C   keeps results where the code computes the same
+
+example: python -m lmjax.experiment run experiments/norms --dry_run
+exit status: 0 done, 1 trials failed, 2 what was given cannot be used, 75 stopped,
+start it again
 """
 
 import argparse
@@ -17,6 +21,7 @@ import sys
 from lmjax import exits
 from lmjax import files
 from lmjax.experiment import checks
+from lmjax.experiment import curves
 from lmjax.experiment import declare
 from lmjax.experiment import engines
 from lmjax.experiment import results as results_lib
@@ -52,8 +57,9 @@ def parser() -> argparse.ArgumentParser:
   render.add_argument('--scale', default='pod')
   render.add_argument('--runs', default='', help='where run directories are made, in the pods')
   render.add_argument('--option', action='append', default=[], metavar='NAME=VALUE')
-  report = sub.add_parser('report', help='writes results.md and figures')
+  report = sub.add_parser('report', help='writes results.md, figures, and a page of curves')
   report.add_argument('folder')
+  report.add_argument('--runs', default='runs/experiments', help='where run directories are')
   carry = sub.add_parser('carry', help='results over a change of code that changes no program')
   carry.add_argument('folder')
   carry.add_argument('--scale', default='cpu')
@@ -66,8 +72,10 @@ def parser() -> argparse.ArgumentParser:
   return p
 
 
-def report(folder: str) -> None:
-  """Writes results.md and a figure for each scale that has results."""
+def report(folder: str, runs: str) -> None:
+  """Writes results.md, and a figure for each scale that has results; where run directories of its
+  trials are still there, a page that compares them.
+  """
   results = results_lib.read(folder)
   if not results['scales']:
     raise declare.ExperimentError(
@@ -76,9 +84,15 @@ def report(folder: str) -> None:
   path = pathlib.Path(folder) / 'results.md'
   files.write(path, tables.page(folder))
   say(str(path))
+  e = checks.load(folder)
+  for scale in e.scales:
+    if scale in results['scales']:
+      page = curves.write(e, folder, scale, results['scales'][scale]['records'], runs)
+      if page is not None:
+        say(str(page))
   from lmjax.experiment import figure
 
-  for scale in checks.load(folder).scales:
+  for scale in e.scales:
     if scale in results['scales']:
       say(str(figure.write(folder, scale)))
 
@@ -133,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     elif flags.command == 'index':
       index(flags.root, pathlib.Path(flags.readme))
     elif flags.command == 'report':
-      report(flags.folder)
+      report(flags.folder, flags.runs)
     elif flags.command == 'carry':
       from lmjax.experiment import carry
 
@@ -149,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
       status = runner.run(flags.folder, flags.scale, flags.runs, engine, say, dry=flags.dry_run)
       if not flags.dry_run and results_lib.read(flags.folder)['scales']:
         try:
-          report(flags.folder)
+          report(flags.folder, flags.runs)
         except declare.ExperimentError as e:  # what ran is kept, and its status counts
           print(f'lmjax: {e}', file=sys.stderr)
       return status

@@ -103,14 +103,18 @@ def _related(module: str, to: str) -> bool:
   top = module.partition('.')[0]
   if top in ('lmjax', to.partition('.')[0]):
     return True
-  return (pathlib.Path(importlib.util.find_spec(to).origin).parent / f'{top}.py').is_file()
+  beside = pathlib.Path(importlib.util.find_spec(to).origin).parent / f'{top}.py'
+  if not beside.is_file():
+    return False
+  spec = importlib.util.find_spec(top)
+  return spec is not None and spec.origin == str(beside)  # None: a library that is not installed
 
 
 @functools.cache
 def _exists(module: str) -> bool:
   try:
     spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None
+    return spec is not None and (spec.origin or '').endswith('.py')
   except (ModuleNotFoundError, ValueError):  # a name within a module
     return False
 

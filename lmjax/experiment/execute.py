@@ -54,7 +54,12 @@ class Stopping:
 
 def folder(runs: Any, trial: Trial) -> pathlib.Path:
   """Holds the run directory `run`, `log.txt` and `outcome.json`."""
-  return pathlib.Path(runs) / f'{pathlib.Path(trial.base).stem}-{trial.identity}-{trial.code[:8]}'
+  return place(runs, trial.base, trial.identity, trial.code)
+
+
+def place(runs: Any, base: str, identity: str, code: str) -> pathlib.Path:
+  """As `folder`, of a record."""
+  return pathlib.Path(runs) / f'{pathlib.Path(base).stem}-{identity}-{code[:8]}'
 
 
 def execute(

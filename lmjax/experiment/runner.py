@@ -12,6 +12,7 @@ import signal
 from typing import Any, Sequence
 
 from lmjax import flops as flops_lib
+from lmjax import progress
 from lmjax.experiment import checks
 from lmjax.experiment import declare
 from lmjax.experiment import execute
@@ -118,9 +119,12 @@ def run(folder: Any, scale: str, runs: Any, engine, say=print, *, dry: bool = Fa
     for t in made:
       twins.setdefault((t.identity, t.code), []).append(t)
     for level in ahead(todo):
-      for i, (t, outcome) in enumerate(engine.run(level, runs, measures.final_loss), 1):
+      ran = engine.run(level, runs, measures.final_loss)
+      ran = progress.track(ran, f'{stage}, runs before', len(level), 'trials')
+      for i, (t, outcome) in enumerate(ran, 1):
         say(f'{stage}, run before {i}/{len(level)}: {t.name}: {told_of(outcome)}')
-    for i, (t, outcome) in enumerate(engine.run(todo, runs, e.measure), 1):
+    ran = progress.track(engine.run(todo, runs, e.measure), stage, len(todo), 'trials')
+    for i, (t, outcome) in enumerate(ran, 1):
       if outcome['status'] == execute.STOPPED:
         continue  # it goes on later
       # One run serves every arm that asks for the same one.

@@ -40,6 +40,8 @@ from lmjax.kinds.training import Optim as Optim
 from lmjax.kinds.training import Schedule as Schedule
 from lmjax.kinds.training import Stage as Stage
 from lmjax.kinds.training import Surgery as Surgery
+from lmjax.kinds.training import Tracker as Tracker
+from lmjax.kinds.training import TrackerSession as TrackerSession
 from lmjax.kinds.use import DecodingRule as DecodingRule
 from lmjax.kinds.use import Eval as Eval
 from lmjax.kinds.use import Inputs as Inputs
@@ -70,12 +72,12 @@ KINDS: dict[str, Kind] = {
                    context=('mixer', 'ffn', 'norm', 'depth'), facts=dict(stream='plain')),
   'mixer': Kind('lmjax.models.mixers', 'mixes positions: (x, ctx, cache) -> (y, cache, aux)',
                 facts=dict(causal=True, segments=False, cache=False, cross=False, prefix=False,
-                          window=None, recurrent=False)),
+                          window=None, recurrent=False, cuts=(), shared=None)),
   'ffn': Kind('lmjax.models.ffn', 'acts on each position: (x, ctx) -> (y, aux)',
               facts=dict(couples='none')),
   'linear': Kind('lmjax.models.linears', 'a parameterization of a matrix',
                  context=('ins', 'outs', 'role', 'scheme', 'bias'),
-                 facts=dict(trained=True, prescribes=(), agrees=())),
+                 facts=dict(trained=True, prescribes=(), agrees=(), error=0.0)),
   'position': Kind('lmjax.models.positions', 'where a token stands: added, rotated, or a bias',
                    context=('length',), facts=dict(relative=False, added=False)),
   'init': Kind('lmjax.models.init', 'initial values and multipliers, from parameter facts',
@@ -84,7 +86,7 @@ KINDS: dict[str, Kind] = {
                 context=('vocab', 'width', 'dtype', 'length'),
                 facts=dict(tied=False, size=None)),
   'architecture': Kind('lmjax.models.architectures', 'tokens -> Outputs', context=('model',),
-                       facts=dict(stacks=lambda args: {}, encoders=())),
+                       facts=dict(stacks=lambda args: {}, encoders=(), cuts=())),
   'cache': Kind('lmjax.models.caches', 'what attention keeps of a text', facts=dict(bounded=False),
                 context=('batch', 'length', 'heads', 'head_dim', 'dtype', 'window')),
   # ---- training ----
@@ -98,6 +100,7 @@ KINDS: dict[str, Kind] = {
                    facts=dict(extendable=False)),
   'guard': Kind('lmjax.guards', 'refuses the updates of bad steps'),
   'surgery': Kind('lmjax.surgery', "another run's variables -> this run's"),
+  'tracker': Kind('lmjax.trackers', 'shows the metrics of a run elsewhere', facts=dict(package='')),
   # ---- data ----
   'source': Kind('lmjax.data.sources', 'documents', context=('tokenizer',),
                  facts=dict(tokens=False, sequential=False)),

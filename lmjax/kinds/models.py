@@ -39,6 +39,14 @@ class Ctx:
       ones, or None; needs the mixer's fact `prefix`.
     source: `Text` for the encoder of an architecture that has one, or None.
     memory: `Memory` for mixers with the fact `cross`, or None; all others raise on it.
+    shared: inside a layer, what its mixer has for all layers of the stack (its fact `shared`), or
+      None.
+    folded: '' unless rows are cut over devices and folded (`parallel.folding`): then how keys come
+      to queries, `mesh.CONTEXTS`; mixers without `sequence` in their fact `cuts` raise on it.
+    joined: static; a promise that each row is one document, 1 in segments_BT, with padding only
+      behind it, so that what is causal need not look at segments. Architectures that leave rows
+      as they are give it in training, where `data.mask_documents=False`; elsewhere it is False.
+    gaps: static; tokens between these were left out, so that positions do not count places.
     train: dropout and the like act only where True.
     scheme: static; how parameters are made (`init`, `linear`), the model's `position`, dtypes.
   """
@@ -49,8 +57,17 @@ class Ctx:
   prefix_BT: jax.Array | None = None
   source: Text | None = None
   memory: Memory | None = None
+  shared: Any = None
+  folded: str = flax.struct.field(pytree_node=False, default='')
+  joined: bool = flax.struct.field(pytree_node=False, default=False)
+  gaps: bool = flax.struct.field(pytree_node=False, default=False)
   train: bool = flax.struct.field(pytree_node=False, default=False)
   scheme: Any = flax.struct.field(pytree_node=False, default=None)
+
+  def of_tokens(self) -> dict[str, jax.Array]:
+    """What is known of each token: arrays (B or 1, T) by name."""
+    names = ('positions_BT', 'segments_BT', 'prefix_BT')
+    return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
 Aux = dict[str, jax.Array]
@@ -62,7 +79,10 @@ class Mixer(Protocol):
 
   Facts: causal, segments (honours documents and padding), cache (can decode step by step), cross
     (looks at `ctx.memory` instead of its own text), prefix (honours `ctx.prefix_BT`), window,
-    recurrent (its cache is a state of one size, whatever the cache part).
+    recurrent (its cache is a state of one size, whatever the cache part), cuts (mesh axes that need
+      its help and may cut what it works on: `sequence` cuts rows), shared (None, or a function
+      (width, name) -> Linen module, called with ctx where a stack begins; what it gives is
+      `ctx.shared` in every layer with this mixer).
   """
 
   def __call__(self, x_BTD, ctx: Ctx, cache: Any = None) -> tuple[jax.Array, Any, Aux]: ...
@@ -122,7 +142,7 @@ class Linear(Protocol):
   Facts: trained = whether its matrix is learnt; where not, its variables have no first value and
     come from a quantizer through `stored`. prescribes = arguments, beside shapes, that its
     variables were made by. agrees = arguments that must be what the config's keys of the same name
-    are.
+    are. error = how far its products may be off, of the largest of them.
   """
 
   def __call__(self, x) -> jax.Array: ...
@@ -215,6 +235,9 @@ class Architecture(Protocol):
     and reads the source where a pass is given it, from where on the cache has what it gave.
     """
 
+  def unpack(self, cache, rows_B, marks_B, length: int) -> Any:
+    """`Cache.unpacked` of all layers; raises Unsupported where one has none. Optional."""
+
   def passes(self, steps: int, source: int) -> list[Pass]:
     """Its stacks at rows of `steps` tokens and sources of `source`; optional: else one stack."""
 
@@ -227,6 +250,12 @@ class Cache(Protocol):
 
   def append(self, k_BTHK, v_BTHK, positions_BT, segments_BT) -> tuple['Cache', tuple]:
     """The cache with the new tokens, and (k_BSHK, v_BSHK, positions_BS, segments_BS), 0 empty."""
+
+  def unpacked(self, rows_B, marks_B, length: int) -> 'Cache':
+    """A cache with room for `length` tokens of each of B rows: row b has what row rows_B[b] holds
+    of segment marks_B[b], as if nothing else had ever been there. Optional: without it prompts are
+    read in rows of their own.
+    """
 
   def back(self, dropped_B, most: int) -> 'Cache':
     """The cache without the last dropped_B tokens of each row, `most` at most. Raises Unsupported

@@ -127,3 +127,32 @@ class Surgery(Protocol):
 
   def optimizer(self, old: Stage, new: Stage, old_opt: Any, new_opt: Any, rng) -> Any:
     """This run's optimizer state; optional: without it the optimizer begins anew."""
+
+
+class TrackerSession(Protocol):
+  """A run of a tracker. `id` is what `open` takes to go on with it."""
+
+  id: str
+
+  def log(self, step: int, time: float, numbers: dict[str, float], texts: dict[str, str]) -> None:
+    """Numbers, NaN and infinities among them, and texts by tag, such as 'train/loss'; time is in
+    seconds since the epoch. After a resume steps begin again below the last one.
+    """
+
+  def close(self) -> None: ...
+
+
+class Tracker(Protocol):
+  """`part(...)` returns an object that opens sessions. It works in a thread of its own, and may
+  raise whatever it likes: a tracker that fails is told once and left out (`lmjax/channels.py`).
+
+  Facts: package = the module that it cannot do without, which the extra of the same name installs.
+  """
+
+  def suits(self, workdir: Any) -> None:
+    """Optional: raises ValueError for a run directory that it cannot be used with; asked before
+    training begins.
+    """
+
+  def open(self, workdir: Any, config: dict[str, Any], run: str | None) -> TrackerSession:
+    """Begins a run, or goes on with `run`; config is flat, keys with dots."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lmjax import kinds
 from lmjax import specs
 from lmjax.nn.params import Scheme
+from lmjax.parallel import mesh as mesh_lib
 from lmjax.parallel import remat
 from lmjax.registry import LARGEST, Part, make, nearest
 
@@ -25,7 +26,8 @@ class Model:
     architecture has; encoders: which of them read the source. blocks: name -> residual part (the
     layer, holding its mixer, ffn, norm).
   length: tokens in a row of training data; unroll: layers per step of the scan over layers.
-  init: the part that `scheme` holds built.
+  init: the part that `scheme` holds built. joined: rows of training data are one document, with
+  padding only behind it. how: mesh axes are used, see `parallel.mesh`.
   """
 
   width: int
@@ -46,6 +48,8 @@ class Model:
   remat: str
   cap: float | None
   dropout: float
+  how: mesh_lib.How = mesh_lib.AS_IT_IS
+  joined: bool = False
 
   @property
   def depth(self) -> int:
@@ -158,7 +162,13 @@ def written(where: str, text: str, names: list[str]) -> tuple[specs.Segment, ...
   return found
 
 
-def resolve(m: dict, vocab: int, length: int) -> Model:
+def resolve(
+  m: dict,
+  vocab: int,
+  length: int,
+  how: mesh_lib.How = mesh_lib.AS_IT_IS,
+  joined: bool = False,
+) -> Model:
   """`config.model` as a plain dict -> Model. Raises ValueError or SpecError naming the key."""
   positive(**{'model.width': m['width'], 'model.unroll': m['unroll'], 'data.length': length})
   if not 0 <= m['dropout'] < 1:
@@ -205,4 +215,6 @@ def resolve(m: dict, vocab: int, length: int) -> Model:
     remat=m['remat'],
     cap=m['cap'] or None,
     dropout=m['dropout'],
+    how=how,
+    joined=joined,
   )

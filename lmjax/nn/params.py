@@ -105,10 +105,47 @@ def contract(x, kernel, n: int, out_names):
     return y.reshape(*lead, *rest)
   names = (('batch', 'time') + (None,) * len(lead))[: len(lead)] + tuple(out_names)
   dims = ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))
+  place = shard.spec(names, gathered=True, shape=(*lead, *rest))
   if shard.is_explicit():
-    return jax.lax.dot_general(x, kernel, dims, out_sharding=shard.spec(names, gathered=True))
-  y = jax.lax.dot_general(x, kernel, dims)
-  return jax.lax.with_sharding_constraint(y, shard.spec(names, gathered=True))
+    return jax.lax.dot_general(x, kernel, dims, out_sharding=place)
+  return jax.lax.with_sharding_constraint(jax.lax.dot_general(x, kernel, dims), place)
+
+
+def product(x, kernel, names, n: int):
+  """`contract` with a parameter of these axis names, gathered in the dtype of x where it is used.
+
+  On an auto mesh the backward pass gathers it again instead of keeping it, and its gradient is
+  summed in float32, over tokens and over devices.
+  """
+  if shard.mesh().empty or shard.is_explicit():
+    kernel = shard.gather(kernel.astype(x.dtype), names)
+    return contract(x, kernel, n, act(names[n:]))
+  return _spread(x, kernel, names, n)
+
+
+def _gathered(x, kernel, names, n):
+  return contract(x, shard.gather(kernel.astype(x.dtype), names), n, act(names[n:]))
+
+
+_spread = jax.custom_vjp(_gathered, nondiff_argnums=(2, 3))
+
+
+def _spread_forward(x, kernel, names, n):
+  return _gathered(x, kernel, names, n), (x, kernel)
+
+
+def _spread_backward(names, n, kept, dy):
+  x, kernel = kept
+  lead, out = list(range(x.ndim - n)), kernel.ndim - n
+  w = shard.gather(kernel.astype(x.dtype), names)
+  ends = list(range(dy.ndim - out, dy.ndim)), list(range(n, kernel.ndim))
+  dx = jax.lax.dot_general(dy, w, (ends, ((), ())))
+  axes = (('batch', 'time') + (None,) * len(lead))[: len(lead)] + act(names[:n])
+  sums = jax.lax.dot_general(x, dy, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
+  return shard.shard(dx, *axes), shard.shard(sums, *names).astype(kernel.dtype)
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
 
 
 def act(names) -> tuple:

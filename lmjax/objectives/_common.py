@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import kinds
+from lmjax.kernels.linear_cross_entropy import weighted
 from lmjax.nn import embedding
 from lmjax.parallel import shard
 
@@ -73,27 +74,13 @@ def cross_entropy(
   Returns:
     (objective sum, {'nll': ..., 'accuracy': ...} sums, nll of each row (B,)).
   """
-  z_BTV = embedding.logits(outputs)
-  lse_BT = jax.nn.logsumexp(z_BTV, axis=-1)
-  hot = jax.lax.broadcasted_iota(jnp.int32, z_BTV.shape, 2) == targets_BT[..., None]
-  right_BT = jnp.sum(jnp.where(hot, z_BTV, 0.0), axis=-1)
-  nll_BT = lse_BT - right_BT
-  loss_BT = nll_BT
-  if label_smoothing:
-    # Rows that only round the vocabulary up share in no probability.
-    real_V = jnp.ones(z_BTV.shape[-1], bool) if outputs.bias_V is None else outputs.bias_V > -1e29
-    mean_BT = jnp.mean(z_BTV, axis=-1, where=real_V)
-    loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * (lse_BT - mean_BT)
-  if z_loss:
-    loss_BT = loss_BT + z_loss * jnp.square(lse_BT)
   w = weights_BT
-  hits_BT = (right_BT >= jnp.max(z_BTV, axis=-1)).astype(jnp.float32)
-
-  def total(x_BT):
-    return jnp.sum(jnp.where(w > 0, x_BT, 0.0) * w)
-
-  rows_B = jnp.sum(jnp.where(w > 0, nll_BT, 0.0) * w, axis=-1)
-  return total(loss_BT), dict(nll=rows_B.sum(), accuracy=total(hits_BT)), rows_B
+  found = embedding.cross_entropy(
+    outputs, targets_BT, w, z_loss=z_loss, label_smoothing=label_smoothing
+  )
+  rows_B = jnp.sum(jnp.where(w > 0, found.nll_BT, 0.0) * w, axis=-1)
+  sums = dict(nll=rows_B.sum(), accuracy=weighted(found.hits_BT, w))
+  return found.total, sums, rows_B
 
 
 def draw(outputs, rng):

@@ -213,10 +213,8 @@ class Judge(nn.Module):
 
 
 def on_rows(f, *names):
-  """f, left to the partitioner on an explicit mesh; `names`: axes of what it gives."""
-  if not shard.is_explicit():
-    return f
-  return jax.sharding.auto_axes(f, out_sharding=tuple(map(shard.spec, names)))
+  """f, left to the partitioner; `names`: axes of what it gives."""
+  return shard.automatic(f, tuple(map(shard.spec, names)))
 
 
 def at(x_BTD, places_BK):

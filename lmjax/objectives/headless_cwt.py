@@ -137,9 +137,8 @@ def contrast(h_BTD, e_BTD, targets_BT, w_BT, block: int):
     zeros = jnp.zeros(()), jnp.zeros(())
     return jax.lax.scan(add, zeros, tuple(map(cut, (h_BTD, e_BTD, targets_BT, w_BT))))[0]
 
-  if shard.is_explicit():  # every place meets every other: the partitioner gathers the columns
-    sums = jax.sharding.auto_axes(sums, out_sharding=(P(), P()))
-  return sums(h_BTD, e_BTD, targets_BT, w_BT)
+  # Every place meets every other: the partitioner gathers the columns.
+  return shard.automatic(sums, (P(), P()))(h_BTD, e_BTD, targets_BT, w_BT)
 
 
 def pieces(rows: int, steps: int, block: int) -> int:

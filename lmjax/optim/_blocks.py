@@ -73,11 +73,11 @@ def encode(x, scale):
   return jnp.where(signed, 127 + jnp.where(x < 0, -rank, rank), unsigned).astype(jnp.uint8)
 
 
-def decode(codes, scale):
+def decode(codes, scale, sign=jnp.sign):
   """float32 from codes."""
   codes = codes.astype(jnp.int32)
   off = codes - 127
-  signed = jnp.sign(off) * _magnitude(jnp.abs(off), True)
+  signed = sign(off) * _magnitude(jnp.abs(off), True)
   return jnp.abs(scale) * jnp.where(scale < 0, signed, _magnitude(codes, False))
 
 
@@ -96,6 +96,12 @@ class Blocks:
     self.last = shape[self.rest[-1]] if self.rest else 1
     self.chunk = math.gcd(self.last, block, CHUNK)
     self.size = math.prod(shape[i] for i in self.rest)
+
+  @property
+  def plain(self) -> bool:
+    """Whether blocks follow the order of the tensor's axes."""
+    order = [*self.stack, *self.rest]
+    return len(order) > 1 and order == sorted(order)
 
   @property
   def count(self) -> int:

@@ -28,7 +28,7 @@ def call(f, args, out):
   if not shard.is_explicit():
     return f(*args)
   specs = [jax.tree.map(lambda x: jax.typeof(x).sharding.spec, a) for a in args]
-  return jax.sharding.auto_axes(f, out_sharding=out(*specs))(*args)
+  return shard.automatic(f, out(*specs))(*args)
 
 
 def automatic(update):

@@ -31,6 +31,7 @@ from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
 import optax
 
+from lmjax.kernels.blockwise_update import blockwise_update
 from lmjax.optim import _base, _blocks, _groups, _nest, _place, _tensors
 from lmjax.registry import register
 
@@ -82,8 +83,15 @@ def eight_bit(
 
   def update(updates, state, params=None, **extra):
     known = blocks(updates)
-    updates, new = tx.update(updates, unpack(state, known), params, **extra)
-    return updates, pack(new, known)
+    step = lambda updates, state: tx.update(updates, state, params, **extra)
+
+    def whole():
+      out, new = step(updates, unpack(state, known))
+      return out, pack(new, known)
+
+    laid_out = {path: b for path, (_, b) in known.items()}
+    out, new = blockwise_update(whole, step, updates, *state, laid_out, _blocks)
+    return out, State(*new)
 
   return _base.in_float32(optax.GradientTransformationExtraArgs(init, update))
 

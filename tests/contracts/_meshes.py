@@ -1,5 +1,7 @@
 """Meshes of eight simulated devices, and a loss with its gradient on them."""
 
+import math
+
 import jax
 from jax.sharding import NamedSharding
 import numpy as np
@@ -43,7 +45,7 @@ def slope(run, params, vars, rows, axes=None):
 
   if axes is None:
     return found(params, jax.tree.map(jax.numpy.asarray, rows))
-  made = mesh_lib.make(axes)
+  made = mesh_lib.make(axes, jax.devices()[: math.prod(axes[a] for a in mesh_lib.AXES)])
   with jax.set_mesh(made):
     params = jax.device_put(params, run.shardings().params)
     return found(params, jax.device_put(rows, NamedSharding(made, shard.spec(('batch', None)))))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import _rows
 from lmjax import config
 from lmjax import kinds
 from lmjax import registry
@@ -26,6 +27,8 @@ SPECS: dict[str, tuple[str, ...]] = {
     'rms_norm()',
     'rms_norm(scale=False)',
     'rms_norm(eps=0.5)',
+    'token_rms_norm(eps=0.5)',
+    'token_rms_norm(scale=False)',
     'layer_norm()',
     'layer_norm(bias=False)',
     'layer_norm(scale=False, bias=False)',
@@ -46,6 +49,8 @@ SPECS: dict[str, tuple[str, ...]] = {
     'mix_ln(alpha=0.0)',
     'mix_ln(alpha=1.0)',
     'pre_rmsnorm()',
+    'res_post()',
+    'pre_ffn()',
   ),
   'mixer': (
     'gqa(head_dim=8)',
@@ -65,6 +70,11 @@ SPECS: dict[str, tuple[str, ...]] = {
     'deltanet(head_dim=8, heads=2, value_dim=12, gate=True, negative=True)',
     'deltanet(head_dim=8, taps=0, feature="relu", sums=True, norm=None)',
     'deltanet(head_dim=8, taps=1, feature="elu", sums=True)',
+    'gqa(head_dim=8, kv_heads=2, qk_norm=token_rms_norm())',
+    'qkv_bias(inner=gqa(head_dim=8, kv_heads=2, window=4))',
+    'relative_bias(inner=gqa(head_dim=8, kv_heads=2), shared=False)',
+    'relative_bias(inner=gqa(head_dim=8, window=4), buckets=6, distance=5, shared=False)',
+    'relative_bias(inner=gqa(head_dim=8, causal=False), buckets=8, distance=6, shared=False)',
   ),
   'ffn': (
     'gelu()',
@@ -73,6 +83,10 @@ SPECS: dict[str, tuple[str, ...]] = {
     'swiglu()',
     'swiglu(hidden=24, bias=True)',
     'swiglu(multiple_of=32)',
+    'geglu()',
+    'geglu(hidden=24, bias=True, approximate=False)',
+    'relu()',
+    'relu(bias=True)',
     'squared_relu()',
     'squared_relu(bias=True)',
     'base_layers(experts=3)',
@@ -94,6 +108,8 @@ SPECS: dict[str, tuple[str, ...]] = {
     'quantized(bits=2, per="tensor")',
     'int8(tau=0.0)',
     'int8(tau=0.0, scaling="tensor")',
+    'fp8()',
+    'fp8(gradients=None, scaling="tensor")',
   ),
   'position': (
     'rope()',
@@ -105,6 +121,8 @@ SPECS: dict[str, tuple[str, ...]] = {
     'alibi()',
     'none()',
     'learned()',
+    'learned_types()',
+    'learned_types(offset=2, types=1)',
     'sinusoidal()',
     'sinusoidal(base=100.0, scale=1.0)',
   ),
@@ -115,6 +133,9 @@ SPECS: dict[str, tuple[str, ...]] = {
     'fan_in(gain=2.0, embed=0.3, scale_residual=False)',
     'mup(base_width=16)',
     'mup(base_width=64, sigma=0.1, base_head_dim=16)',
+    'palm()',
+    't5()',
+    't5(scale_logits=False)',
   ),
   'embed': (
     'tied()',
@@ -132,7 +153,11 @@ SPECS: dict[str, tuple[str, ...]] = {
     'factorized(size=4, scale=3.0, position=learned(), norm=layer_norm())',
     'factorized(size=4, multiple_of=8, position=sinusoidal(scale=1.0))',
   ),
-  'architecture': ('transformer()',),
+  'architecture': (
+    'transformer()',
+    'head_transform()',
+    'head_transform(norm=rms_norm(), bias=False, approximate=True)',
+  ),
   'cache': ('full()', 'window()'),
   'quantizer': (
     'rtn(bits=8)',
@@ -157,6 +182,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     'sub_models(every=1)',
   ),
 }
+SPECS = {kind: (*rows, *_rows.specs(kind)) for kind, rows in SPECS.items()}
 
 # Parts that need an encoder, or networks of their own: their suites are in files of their own.
 APART = {
@@ -172,14 +198,14 @@ def name(spec: str) -> str:
 
 
 def alone(kind: str) -> set[str]:
-  """Registered parts that are not apart."""
-  return set(registry.names(kind)) - {name(s) for s in APART.get(kind, ())}
+  """Parts that are not apart."""
+  return _rows.names(kind) - {name(s) for s in APART.get(kind, ())}
 
 
 def uncovered(kind: str) -> set[str]:
   """Registered parts without a row, and rows without a part."""
   rows = (*SPECS[kind], *APART.get(kind, ()))
-  return set(registry.names(kind)) ^ {name(s) for s in rows}
+  return _rows.names(kind) ^ {name(s) for s in rows}
 
 
 def arguments(kind: str, spec: str) -> dict:
@@ -266,7 +292,8 @@ def values(boxed, seed=0, spread=0.3):
     return (around + normal(*shape, seed=seed + i, scale=scale)).astype(leaf.value.dtype)
 
   leaves, tree = jax.tree.flatten(boxed, is_leaf=facts_lib.is_box)
-  return jax.tree.unflatten(tree, [one(i, leaf) for i, leaf in enumerate(leaves)])
+  with jax.ensure_compile_time_eval():  # kept by callers' caches: no tracer, also where one traces
+    return jax.tree.unflatten(tree, [one(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def abstract(module, *args):

@@ -73,6 +73,20 @@ def rich(folder):
   return path
 
 
+def without(folder):
+  """A tokenizer.json without the bytes 0 and 0xff."""
+  spec = json.loads(trained('bpe', folder, 300).read_text())
+  vocab = spec['model']['vocab']
+  made = {a + b for a, b in spec['model']['merges']}
+  for letter in ('Ā', 'ÿ'):
+    free, last = vocab.pop(letter), max(vocab, key=vocab.get)
+    assert last in made
+    vocab[last] = free  # so that ids have no gap
+  path = folder / 'tokenizer.json'
+  path.write_text(json.dumps(spec))
+  return path
+
+
 def _sentencepiece(folder, **options):
   return trained('sentencepiece', folder, 330, **options)
 
@@ -110,6 +124,79 @@ def tricky(folder):
   return folder / 'sp.model'
 
 
+def wordpiece(folder, **normalizer):
+  """A tokenizer.json of BERT's kind, of all letters of `TEXT` and some words."""
+  letters = sorted(set(''.join(TEXT.split())) | set('abcdefghijklmnopqrstuvwxyz'))
+  specials = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+  pieces = [*specials, *letters, *(f'##{c}' for c in letters), 'cat', 'the', '##ing', '##ter']
+  flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+  spec = dict(
+    version='1.0',
+    truncation=None,
+    padding=None,
+    added_tokens=[dict(id=i, content=n, **flags) for i, n in enumerate(specials)],
+    normalizer=dict(
+      type='BertNormalizer',
+      clean_text=True,
+      handle_chinese_chars=True,
+      strip_accents=None,
+      lowercase=False,
+    )
+    | normalizer,
+    pre_tokenizer=dict(type='BertPreTokenizer'),
+    post_processor=None,
+    decoder=dict(type='WordPiece', prefix='##', cleanup=True),
+    model=dict(
+      type='WordPiece',
+      unk_token='[UNK]',
+      continuing_subword_prefix='##',
+      max_input_chars_per_word=100,
+      vocab={p: i for i, p in enumerate(pieces)},
+    ),
+  )
+  path = folder / 'tokenizer.json'
+  path.write_text(json.dumps(spec))
+  return path
+
+
+def unigram(folder, byte_fallback=False, extra=5, size=150, **other):
+  """A tokenizer.json of T5's kind: <pad>, </s> and <unk> in front, sentinels last, the first one
+  with the last id.
+  """
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+  library = Tokenizer(models.Unigram())
+  library.pre_tokenizer = pre_tokenizers.Metaspace()
+  library.decoder = decoders.Metaspace()
+  trainer = trainers.UnigramTrainer(
+    vocab_size=size,
+    special_tokens=['<pad>', '</s>', '<unk>'],
+    unk_token='<unk>',
+    initial_alphabet=list('abcdefghijklmnopqrstuvwxyz'),
+    show_progress=False,
+  )
+  library.train_from_iterator([TEXT], trainer)
+  spec = json.loads(library.to_str())
+  model = spec['model']
+  if byte_fallback:
+    steps = [
+      dict(type='Replace', pattern=dict(String='▁'), content=' '),
+      dict(type='ByteFallback'),
+      dict(type='Fuse'),
+      dict(type='Strip', content=' ', start=1, stop=0),
+    ]
+    spec['decoder'] = dict(type='Sequence', decoders=steps)
+    model |= dict(byte_fallback=True)
+    model['vocab'] += [[f'<0x{b:02X}>', 0.0] for b in range(256)]
+  names = [f'<extra_id_{n}>' for n in reversed(range(extra))]
+  flags = dict(spec['added_tokens'][0])
+  n = len(model['vocab'])
+  spec['added_tokens'] += [flags | dict(id=n + i, content=x) for i, x in enumerate(names)]
+  path = folder / 'tokenizer.json'
+  path.write_text(json.dumps(spec | other, ensure_ascii=False), 'utf-8')
+  return path
+
+
 ROWS = {
   'bytes': {
     'plain': lambda d: 'bytes()',
@@ -125,11 +212,22 @@ ROWS = {
     'pair': lambda d: f'bpe(path="{pair(d)}", bos="<|endoftext|>")',
     'rich': lambda d: f'bpe(path="{rich(d)}")',
   },
+  'bpe_without': {
+    'two': lambda d: f'bpe_without(path="{without(d)}", eos="<|endoftext|>")',
+  },
   'sentencepiece': {
     'bpe': lambda d: f'sentencepiece(path="{_sentencepiece(d, model_type="bpe")}")',
     'unigram': lambda d: f'sentencepiece(path="{_sentencepiece(d)}", mask="<mask>")',
     'llama2c': lambda d: f'sentencepiece(path="{llama2c(d)}")',
     'tricky': lambda d: f'sentencepiece(path="{tricky(d)}")',
+  },
+  'unigram': {
+    't5': lambda d: f'unigram(path="{unigram(d)}")',
+    'fallback': lambda d: f'unigram(path="{unigram(d, byte_fallback=True)}", pad=None)',
+  },
+  'wordpiece': {
+    'cased': lambda d: f'wordpiece(path="{wordpiece(d)}")',
+    'unmarked': lambda d: f'wordpiece(path="{wordpiece(d, lowercase=True)}", mask=None)',
   },
 }
 ALL = [(name, variant) for name in ROWS for variant in ROWS[name]]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _rows
 from lmjax import kinds
 from lmjax import registry
 from lmjax import specs
@@ -31,7 +32,9 @@ ROWS = (
   'min_p(p=0.4)',
   'min_p(p=0.0)',
   'min_p(p=1.0)',
+  *_rows.specs('decoding'),
 )
+KEPT = _rows.values('decoding', 'kept')
 RULES = {  # more than filters, as (spec, models, rewinds); their tests are in tests/decoding
   'mirostat': ('mirostat()', 1, False),
   'contrastive_decoding': ('contrastive_decoding()', 2, False),
@@ -77,6 +80,8 @@ def reference(spec, z):
       kept.append(order[len(kept)])
   elif call.name == 'min_p':
     kept = [v for v in order if p[v] >= args['p'] * p.max() * (1 - 1e-9)]
+  elif call.name in KEPT:
+    kept = KEPT[call.name](p, args)
   else:
     raise AssertionError(f'{spec}: write its reference')
   out = np.zeros(len(z))
@@ -108,7 +113,7 @@ def advance(spec, logits_BV, keys):
 
 
 def test_no_part_is_missing():
-  assert {specs.call(r).name for r in ROWS} | set(RULES) == set(registry.names('decoding'))
+  assert {specs.call(r).name for r in ROWS} | set(RULES) == _rows.names('decoding')
 
 
 @pytest.mark.parametrize('name', registry.names('decoding'))

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 
+import _rows
 from lmjax import kinds
 from lmjax import registry
 from lmjax import specs
@@ -28,6 +29,7 @@ ROWS = (
   'multiple_choice(task="piqa")',
   'glue_finetuning()',
   'by_layer(path="x.txt")',
+  *_rows.specs('eval'),
 )
 
 
@@ -91,7 +93,14 @@ def run(spec, lm):
 
 
 def test_no_part_is_missing():
-  assert {specs.call(r).name for r in ROWS} == set(registry.names('eval'))
+  assert {specs.call(r).name for r in ROWS} == _rows.names('eval')
+
+
+def test_evals_with_a_file_of_their_own_by_hand(tmp_path):
+  for by_hand in _rows.values('eval', 'by_hand').values():
+    spec, told, want = by_hand(tmp_path)
+    found = run(spec, Fake(**told))
+    assert {k: s.value for k, s in found.items()} == pytest.approx(want)
 
 
 # ---- LAMBADA

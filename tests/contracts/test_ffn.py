@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _rows
 import _table
 from lmjax import registry
 
@@ -21,18 +22,27 @@ def linear(x, p):
   return x @ p['kernel'] + p.get('bias', 0.0)
 
 
-def gelu(x, p, a):
-  h = linear(x, p['up'])
+def bent(h, a):
   if a['approximate']:
-    h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-  else:
-    h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
-  return linear(h, p['down'])
+    return 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+  return 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+
+
+def gelu(x, p, a):
+  return linear(bent(linear(x, p['up']), a), p['down'])
+
+
+def geglu(x, p, a):
+  return linear(bent(linear(x, p['gate']), a) * linear(x, p['up']), p['down'])
 
 
 def swiglu(x, p, a):
   gate = linear(x, p['gate'])
   return linear(gate / (1 + np.exp(-gate)) * linear(x, p['up']), p['down'])
+
+
+def relu(x, p, a):
+  return linear(np.maximum(linear(x, p['up']), 0), p['down'])
 
 
 def squared_relu(x, p, a):
@@ -54,19 +64,33 @@ def base_layers(x, p, a):
   return out
 
 
-REFERENCES = dict(gelu=gelu, swiglu=swiglu, squared_relu=squared_relu, base_layers=base_layers)
+REFERENCES = dict(
+  gelu=gelu,
+  geglu=geglu,
+  swiglu=swiglu,
+  relu=relu,
+  squared_relu=squared_relu,
+  base_layers=base_layers,
+)
+REFERENCES |= _rows.values('ffn', 'reference')
 HIDDEN = {  # at width 12
   'gelu()': 48,
   'gelu(approximate=False, bias=True)': 48,
   'gelu(mult=1.5, multiple_of=20)': 20,
+  'relu()': 48,
+  'relu(bias=True)': 48,
   'swiglu()': 32,
   'swiglu(hidden=24, bias=True)': 24,
   'swiglu(multiple_of=32)': 32,
+  'geglu()': 32,
+  'geglu(hidden=24, bias=True, approximate=False)': 24,
   'squared_relu()': 48,
   'squared_relu(bias=True)': 48,
   'base_layers(experts=3)': 48,
   'base_layers(experts=4, hidden=24, sublayers=2, bias=True)': 24,
 }
+for row in _rows.values('ffn', 'SPECS').values():
+  HIDDEN |= row
 
 
 @functools.cache

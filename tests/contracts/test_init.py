@@ -24,6 +24,7 @@ N, WIDTH = 8, 64  # depth and width
 SHAPES = {
   'hidden': (Fact(('embed', 'mlp'), ('embed',), 'hidden'), (64, 256), 64),
   'heads': (Fact(('embed', 'heads', 'head_dim'), ('embed',), 'hidden'), (64, 8, 16), 64),
+  'keys': (Fact(('embed', 'kv_heads', 'head_dim'), ('embed',), 'hidden'), (64, 8, 16), 64),
   'residual': (Fact(('mlp', 'embed'), ('mlp',), 'residual'), (256, 64), 256),
   'residual of heads': (
     Fact(('heads', 'head_dim', 'embed'), ('heads', 'head_dim'), 'residual'),
@@ -53,7 +54,15 @@ def mup(role, fan_in, a):
   return a['sigma'] / {'hidden': math.sqrt(m), 'residual': math.sqrt(2 * N * m)}.get(role, 1.0)
 
 
-DECLARED = dict(gpt2=gpt2, fan_in=fan_in, mup=mup)
+def palm(role, fan_in, a):
+  return 1.0 if role in ('embed', 'position') else 1 / math.sqrt(fan_in)
+
+
+def t5(role, fan_in, a):
+  return {'embed': 1.0, 'position': 1 / math.sqrt(WIDTH)}.get(role, 1 / math.sqrt(fan_in))
+
+
+DECLARED = dict(gpt2=gpt2, fan_in=fan_in, mup=mup, palm=palm, t5=t5)
 
 
 def part(spec, width=WIDTH):
@@ -71,6 +80,8 @@ def test_measured_spread_is_the_declared_one(spec, shape):
   fact, size, fan = SHAPES[shape]
   values = np.asarray(part(spec).initializer(fact, size)(jax.random.key(3), size, jnp.float32))
   want = DECLARED[_table.name(spec)](fact.role, fan, _table.arguments('init', spec))
+  if shape == 'heads' and _table.name(spec) == 't5':
+    want /= math.sqrt(16)
   assert values.shape == size and values.dtype == np.float32
   assert abs(values.std() / want - 1) < 0.03 and abs(values.mean()) < 0.04 * want
 
@@ -104,9 +115,12 @@ def test_factors_are_one_unless_the_parameterization_says_otherwise(spec):
     p.lr(Fact((None,), (), 'norm'), (WIDTH,)) == 1
     and p.lr(Fact(('mlp',), (), 'bias'), (WIDTH,)) == 1
   )
-  assert p.logit_scale() == pytest.approx(1 / m)
+  scaled = _table.name(spec) == 'palm' or a.get('scale_logits')
+  scale = 1 / math.sqrt(WIDTH) if scaled else 1 / m
+  assert p.logit_scale() == pytest.approx(scale)
   for k in (16, 64):
     want = math.sqrt(a['base_head_dim']) / k if _table.name(spec) == 'mup' else 1 / math.sqrt(k)
+    want = 1.0 if _table.name(spec) == 't5' else want
     assert p.attention_scale(k) == pytest.approx(want)
 
 

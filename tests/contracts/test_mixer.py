@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _rows
 import _table
 from lmjax import kinds
 from lmjax import registry
@@ -274,7 +275,7 @@ def turn(x_TK, positions, base=10_000.0, fraction=1.0, interleaved=False):
   return np.concatenate([pairs, kept], -1)
 
 
-def gqa(x, p, a, see, positions):
+def gqa(x, p, a, see, positions, more=lambda h, gaps: 0.0):
   """One row x (T, D), by loops over heads and queries; `see` (T, T) says which keys count."""
   width, size = x.shape[-1], a['head_dim']
   heads = a['heads'] or width // size
@@ -287,7 +288,8 @@ def gqa(x, p, a, see, positions):
 
   def prepare(z, norm):
     if a['qk_norm'] is not None:
-      z = z / np.sqrt(np.mean(z**2, -1, keepdims=True) + 1e-6) * p[norm]['scale']
+      own = -1 if a['qk_norm'].name == 'rms_norm' else (-1, -2)
+      z = z / np.sqrt(np.mean(z**2, own, keepdims=True) + 1e-6) * p[norm]['scale']
     if position != 'rope':
       return z
     how = dict(fraction=extra.get('fraction', 1.0), interleaved=extra.get('pairs') == 'interleaved')
@@ -303,6 +305,7 @@ def gqa(x, p, a, see, positions):
         logits = a['cap'] * np.tanh(logits / a['cap'])
       if position == 'alibi':
         logits = logits - 2.0 ** (-8 * (h + 1) / heads) * np.abs(positions - positions[t])
+      logits = logits + more(h, positions - positions[t])
       w = np.where(see[t], np.exp(logits - logits[see[t]].max()), 0)
       y[t, h] = w / w.sum() @ v[:, g]
   return np.einsum('thk,hkd->td', y, p['out']['kernel']) + p['out'].get('bias', 0.0)
@@ -351,7 +354,28 @@ def elu(z):
   return np.where(z > 0, z + 1, np.exp(z))
 
 
-REFERENCES = dict(gqa=gqa, deltanet=deltanet)
+def qkv_bias(x, p, a, see, positions):
+  inner, p = dict(a['inner'].args), p['inner']
+  assert set(p['q']) == {'kernel', 'bias'} and set(p['out']) == {'kernel'}
+  return gqa(x, p, inner, see, positions)
+
+
+def relative_bias(x, p, a, see, positions):
+  inner, table = dict(a['inner'].args), p['bias']['table']
+  n = a['buckets'] if inner['causal'] else a['buckets'] // 2
+  m = n // 2
+  starts = [*range(m), *(m * (a['distance'] / m) ** (j / (n - m)) for j in range(n - m))]
+
+  def more(h, gaps):
+    near = [max(i for i, start in enumerate(starts) if start <= abs(g) + 1e-9) for g in gaps]
+    later = [n if g > 0 and not inner['causal'] else 0 for g in gaps]
+    return np.array([table[i + j, h] for i, j in zip(near, later)])
+
+  return gqa(x, p['inner'], inner, see, positions, more)
+
+
+REFERENCES = dict(gqa=gqa, deltanet=deltanet, qkv_bias=qkv_bias, relative_bias=relative_bias)
+REFERENCES |= _rows.values('mixer', 'reference')
 
 
 @each

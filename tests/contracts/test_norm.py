@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _rows
 import _table
 from lmjax import registry
 
@@ -18,6 +19,10 @@ SHAPE = (2, 3, 6)
 def rms_norm(x, p, a):
   y = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + a['eps'])
   return y * p['scale'] if a['scale'] else y
+
+
+def token_rms_norm(x, p, a):
+  return rms_norm(x, p, a)
 
 
 def layer_norm(x, p, a):
@@ -42,8 +47,12 @@ def power_norm(x, p, a):
 
 
 REFERENCES = dict(
-  rms_norm=rms_norm, layer_norm=layer_norm, pre_crmsnorm=pre_crmsnorm, power_norm=power_norm
-)
+  rms_norm=rms_norm,
+  token_rms_norm=token_rms_norm,
+  layer_norm=layer_norm,
+  pre_crmsnorm=pre_crmsnorm,
+  power_norm=power_norm,
+) | _rows.values('norm', 'reference')
 each = pytest.mark.parametrize('spec', _table.SPECS['norm'])
 
 

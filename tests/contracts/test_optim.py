@@ -19,6 +19,7 @@ import pytest
 
 import _optim
 import _optim_matrices
+import _rows
 from _optim import FACTS, HIDDEN, MATRICES, SHAPES, STACKED, pieces
 from lmjax import build
 from lmjax import registry
@@ -352,6 +353,7 @@ ROWS = {
   ),
 }
 ROWS |= {k: Row(**row) for k, row in _optim_matrices.rows(nested).items()}
+ROWS |= {k: Row(**row) for k, row in _rows.values('optim', 'ROW').items()}
 # Parts that leave every update as it is and move the parameters behind the step; such a part has a
 # file of its own in tests/optim. bad: as in Row.
 RETRACTIONS = {'refactor': {'refactor(every=0)': 'every'}}
@@ -367,7 +369,7 @@ first_or_slow = pytest.mark.parametrize(
 
 
 def test_every_part_has_a_row():
-  assert set(registry.names('optim')) == {*ROWS, *RETRACTIONS, *APART}
+  assert _rows.names('optim') == {*ROWS, *RETRACTIONS, *APART}
   for name in RETRACTIONS:
     assert registry.make('optim', f'{name}()').fact('retract') is not None
 

@@ -196,10 +196,10 @@ def test_best_fit_takes_the_least_room():
   """By hand: 7, 6, 4, 3 into rows of 10 leave nothing; first-fit of 6, 5, 4 would do the same, of
   5, 6, 4 best fit does not.
   """
-  from lmjax.data.packing.best_fit import assign
+  from lmjax.data.bins import best_fit
 
-  assert assign(np.array([7, 6, 4, 3]), 10)[0].tolist() == [0, 1, 1, 0]
-  rows, count = assign(
+  assert best_fit(np.array([7, 6, 4, 3]), 10)[0].tolist() == [0, 1, 1, 0]
+  rows, count = best_fit(
     np.array([5, 6, 4, 5]), 10
   )  # 4 goes beside 6 (room 4), not beside 5 (room 5)
   assert rows.tolist() == [0, 1, 1, 0] and count == 2

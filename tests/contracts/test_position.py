@@ -242,3 +242,14 @@ def test_learned_looks_positions_up_and_trains_only_those():
 def test_learned_refuses_longer_rows():
   with pytest.raises(kinds.Unsupported, match='13 positions, the table has 12'):
     part('learned()').init(jax.random.key(0), jnp.ones((1, 13, D)), _table.ctx(1, 13))
+
+
+@pytest.mark.parametrize('spec', [s for s in ROWS if _table.name(s) == 'learned_types'])
+def test_learned_types_adds_a_position_and_the_first_kind_of_text(spec):
+  p, args = instance(spec)[2]['params'], _table.arguments('position', spec)
+  assert p['table'].shape == (LENGTH + args['offset'], D) and len(p['types']) == args['types']
+  at = np.array([4, 0, 11])
+  want = 1 + np.asarray(p['table'])[at + args['offset']] + np.asarray(p['types'])[0]
+  np.testing.assert_allclose(add(spec, jnp.ones((1, 3, D)), ids(*at))[0], want, rtol=1e-6)
+  with pytest.raises(kinds.Unsupported, match='13 positions, the table has 12'):
+    part(spec).init(jax.random.key(0), jnp.ones((1, 13, D)), _table.ctx(1, 13))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _rows
 import _table
 from lmjax import registry
 from lmjax import specs
@@ -77,7 +78,19 @@ def pre_rmsnorm(x, n, m, f, a, layer):
   return x + centred(f(n('norm_ffn')(x)))
 
 
+def res_post(x, n, m, f, a, layer):
+  x = x + n('norm_mixer')(m(x))
+  return x + n('norm_ffn')(f(x))
+
+
+def pre_ffn(x, n, m, f, a, layer):
+  x = x + m(x)
+  return x + f(n('norm_ffn')(x))
+
+
 EQUATIONS = dict(
+  res_post=res_post,
+  pre_ffn=pre_ffn,
   pre=pre,
   post=post,
   parallel=parallel,
@@ -85,7 +98,7 @@ EQUATIONS = dict(
   layernorm_scaling=layernorm_scaling,
   mix_ln=mix_ln,
   pre_rmsnorm=pre_rmsnorm,
-)
+) | _rows.values('residual', 'equation')
 DEPTH = 32
 # Variance of the stream behind each layer at init, where each sublayer has gain 1.
 LAYERS = np.arange(DEPTH + 1)
@@ -94,14 +107,16 @@ GROWTH = {
   'pre': LINEAR,
   'parallel': LINEAR,
   'peri_ln': LINEAR,
+  'res_post': LINEAR,
   'pre_rmsnorm': LINEAR,
+  'pre_ffn': 2.0 ** (LAYERS + 1) - 1,
   'post': FLAT,
   'layernorm_scaling': 1 + 2 * np.cumsum([0.0, *1 / LAYERS[1:]]),
   'mix_ln': 1 + 2 * np.maximum(LAYERS - DEPTH // 4, 0.0),
   'mix_ln(alpha=0.0)': LINEAR,
   'mix_ln(alpha=1.0)': FLAT,
-}
-NORMED = ('post()', 'mix_ln(alpha=1.0)', 'peri_ln()', 'mix_ln()')
+} | {name: growth(LAYERS) for name, growth in _rows.values('residual', 'growth').items()}
+NORMED = ('post()', 'mix_ln(alpha=1.0)', 'peri_ln()', 'mix_ln()', 'res_post()')
 each = pytest.mark.parametrize('spec', _table.SPECS['residual'])
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import _rows
 from lmjax import registry
 
 STEPS = 100
@@ -151,6 +152,9 @@ ROWS = {
     {'constant(warmup=1000)': 'warmup', 'constant(warmup=-0.5)': 'warmup'},
   ),
 }
+for name, cases in _rows.values('schedule', 'SPECS').items():
+  refused = _rows.values('schedule', 'REFUSED')[name]
+  ROWS[name] = ({spec: Case(**case) for spec, case in cases.items()}, refused)
 SPECS = [(spec, case) for specs, _ in ROWS.values() for spec, case in specs.items()]
 BAD = [(spec, argument) for _, bad in ROWS.values() for spec, argument in bad.items()]
 each = pytest.mark.parametrize('spec, case', SPECS, ids=[s for s, _ in SPECS])
@@ -161,7 +165,7 @@ def make(spec, steps=STEPS):
 
 
 def test_every_part_has_a_row_and_every_argument_is_tried():
-  assert set(registry.names('schedule')) == set(ROWS)
+  assert _rows.names('schedule') == set(ROWS)
   for name, (specs, bad) in ROWS.items():
     tried = ' '.join([*specs, *bad])
     for argument in registry.signature(registry.get('schedule', name)):
@@ -237,6 +241,7 @@ def test_any_length_of_run_starts_above_0_and_ends_at_its_end(name, steps, warmu
   ends = dict(
     cosine=0.1, rewarm=0.1, linear=0, wsd=0, constant=1, inverse_sqrt=math.sqrt(max(1, w) / steps)
   )
+  ends |= _rows.values('schedule', 'END')
   np.testing.assert_allclose(end, ends[name], rtol=1e-6)
 
 

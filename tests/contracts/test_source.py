@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+import _rows
 from lmjax import registry
 from lmjax import specs
 from lmjax.data import store
@@ -135,6 +136,8 @@ EXAMPLES = {
   'shakespeare': [],  # bundled; see below
   'mqar': [],  # made up; see tests/data/test_mqar.py
 }
+for new, how in _rows.values('source', 'write').items():
+  EXAMPLES[new] = [(how, _rows.values('source', 'DOCUMENTS')[new])]
 CASES = [(name, i) for name, rows in EXAMPLES.items() for i in range(len(rows))]
 
 
@@ -147,7 +150,7 @@ def source(spec):
 
 
 def test_every_source_is_tried():
-  assert set(EXAMPLES) == set(registry.names('source'))
+  assert set(EXAMPLES) == _rows.names('source')
 
 
 @pytest.mark.parametrize('name, i', CASES)

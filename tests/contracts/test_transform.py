@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 
+import _rows
 from lmjax import registry
 from lmjax import specs
 from lmjax.data import fields
@@ -17,8 +18,13 @@ SPECS = (
   'reverse_documents(rate=1.0)',
   'token_noise(rate=0.5)',
   'token_noise()',
+  *_rows.specs('transform'),
 )
-MAKING = ('ul2()', 'ul2(form="encoder_decoder")')  # these make rows of other fields
+MAKING = (
+  'ul2()',
+  'ul2(form="encoder_decoder")',
+  'span_corruption()',
+)  # these make rows of other fields
 APART = ('answers()',)  # its documents are of one form: tests/data/test_mqar.py
 SEGMENTS = np.repeat([1, 2, 3, 4, 0], [20, 1, 30, 33, 16]).astype(np.int32)
 
@@ -45,7 +51,7 @@ def row(tok, seed=0):
 
 
 def test_every_transform_is_tried():
-  assert {specs.call(s).name for s in SPECS + MAKING + APART} == set(registry.names('transform'))
+  assert {specs.call(s).name for s in SPECS + MAKING + APART} == _rows.names('transform')
 
 
 @pytest.mark.parametrize('spec', MAKING)
@@ -62,7 +68,8 @@ def test_contract_of_those_that_make_other_rows(spec, tok):
   }
   assert part.decode(part.encode('a text')) == 'a text'
   asked = part.prompt(part.encode('a text'))
-  assert asked == part.prompt(tuple(part.encode('a text'))) and asked.joined and asked.text
+  assert asked == part.prompt(tuple(part.encode('a text'))) and asked.text
+  assert asked.joined == spec.startswith('ul2')  # an encoder's text is not gone on with
   assert (asked.source is not None) == ('encoder_tokens' in a)
   assert (asked.prefix > 0) == ('prefix' in a) and asked.prefix <= len(asked.text)
   for front in ('', 'encoder_') if 'encoder_tokens' in a else ('',):

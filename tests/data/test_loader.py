@@ -68,6 +68,14 @@ def test_unmasked_documents_are_one():
   assert np.array_equal(joined['positions'], np.arange(WIDTH) * real)
 
 
+def test_rows_of_one_document_have_no_padding_in_front():
+  """Kernels go by it, see `Ctx.joined`."""
+  segments = np.array([[1, 1, 2, 0], [0, 1, 1, 1]], np.int32)
+  loader._joined(dict(segments=segments[:1]))
+  with pytest.raises(ValueError, match='mask_documents=False: a row has padding in front'):
+    loader._joined(dict(segments=segments))
+
+
 @pytest.mark.parametrize('hosts', [2, 4])
 @pytest.mark.parametrize('pack', ['concat()', 'best_fit()'])
 def test_any_number_of_hosts_sees_the_same_batch(hosts, pack):

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lmjax.experiment import code
@@ -26,11 +28,89 @@ def get_experiment():
 """
 
 
-def test_names_of_functions_are_no_part_of_a_program():
-  a = 'call @_where(%0) call @clip(%1) loc("<lambda>" at 0x7fffaa120)'
-  assert program.normal(a) == program.normal(a.replace('_where', '_other'))
-  assert program.normal(a) != program.normal(a.replace('@clip', '@_where'))
-  assert program.normal(a) != program.normal(a.replace('%1', '%0'))
+def _of(f):
+  x_33 = jnp.ones((3, 3))
+  return program.dataflow(jax.jit(f).lower(x_33, x_33).compiler_ir())
+
+
+def _loop(x, y, a, times=jnp.multiply):
+  return jax.lax.scan(lambda c, t: (times(c, t) + a, c), x[0], y)[1]
+
+
+def test_order_names_and_dead_code_are_no_part_of_a_program():
+  def f(x, y):
+    a, b = jnp.sum(x * y), jnp.sum(x, 0)
+    jnp.sin(x)
+    return a, b, jax.jit(jnp.cos)(_loop(x, y, a))
+
+  def g(x, y):
+    b, a = jnp.sum(x, 0), jnp.sum(x * y)
+    return jnp.sum(x * y), b, jax.jit(lambda z: jnp.cos(z))(_loop(x, y, a))
+
+  assert _of(f) == _of(g)
+
+
+def test_the_order_of_what_branches_end_with_is_no_part_of_a_program():
+  def f(swap: bool, other: bool = False):
+    def one(x, y):
+      found = (x + y, x * y) if other else (x - y, x * y)
+      return found[::-1] if swap else found
+
+    def two(x, y):
+      return (y, x)[::-1] if swap else (y, x)
+
+    def run(x, y):
+      found = jax.lax.cond(x[0, 0] > 0, one, two, x, y)
+      return found[::-1] if swap else found
+
+    return _of(run)
+
+  assert f(False) == f(True)
+  assert f(False) != f(False, other=True)
+
+
+CHANGES = {
+  'operands': lambda x, y: (jnp.cos(_loop(y, x, jnp.sum(x * y))), x),
+  'outputs': lambda x, y: (x, jnp.cos(_loop(x, y, jnp.sum(x * y)))),
+  'constant': lambda x, y: (jnp.cos(_loop(x, y, jnp.sum(x * y) * 2)), x),
+  'attribute': lambda x, y: (jnp.cos(_loop(x, y, jnp.sum(jnp.sum(x * y, 0)))), x),
+  'operation': lambda x, y: (jnp.sin(_loop(x, y, jnp.sum(x * y))), x),
+  'loop': lambda x, y: (jnp.cos(_loop(x, y[::-1], jnp.sum(x * y))), x),
+  'body': lambda x, y: (jnp.cos(_loop(x, y, jnp.sum(x * y), jnp.add)), x),
+  'called': lambda x, y: (jax.jit(lambda z: jnp.cos(z) + 0 * z)(_loop(x, y, jnp.sum(x * y))), x),
+  'effect': lambda x, y: (
+    jax.debug.callback(lambda: None),
+    jnp.cos(_loop(x, y, jnp.sum(x * y))),
+    x,
+  )[1:],
+}
+
+
+def test_what_an_attribute_names_is_a_program():
+  def f(x, y):
+    return jax.lax.composite(lambda x: x + 1, 'own.name')(x * y)
+
+  def g(x, y):
+    return jax.lax.composite(lambda x: x + 2, 'own.name')(x * y)
+
+  assert _of(f) != _of(g)
+  assert _of(f) == _of(lambda x, y: f(x, y))
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_what_is_computed_is_a_program(change):
+  assert _of(CHANGES[change]) != _of(lambda x, y: (jnp.cos(_loop(x, y, jnp.sum(x * y))), x))
+
+
+def test_which_result_of_an_operation_is_taken_is_a_program():
+  both = lambda x, y: jax.lax.fori_loop(0, 3, lambda i, c: (c[1], 2 * c[0]), (x, y))
+  assert _of(lambda x, y: both(x, y)[0]) != _of(lambda x, y: both(x, y)[1])
+
+
+def test_addresses_are_no_part_of_a_program():
+  assert program.normal('loc("<lambda>" at 0x7fffaa120)') == program.normal(
+    'loc("<x>" at 0x7ffabc)'
+  )
 
 
 class Repository:

@@ -28,6 +28,21 @@ def test_helpers_of_a_room_count_and_the_core_does_not():
   assert not [m for m in found if m.startswith(('lmjax.train', 'lmjax.registry', 'lmjax.parallel'))]
 
 
+def test_a_library_is_not_the_file_of_its_name():
+  """`kernels/attention/tokamax.py` imports a package of that name."""
+  found = code._modules('lmjax.models.mixers.gqa')
+  assert 'lmjax.kernels.attention.tokamax' in found
+  assert all(m.startswith('lmjax.') for m in found)
+
+
+def test_a_library_that_is_not_installed_is_none_either(tmp_path, monkeypatch):
+  room = tmp_path / 'own_room'
+  room.mkdir()
+  (room / 'absent_library.py').write_text('import absent_library\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  assert code._modules('own_room.absent_library') == {'own_room.absent_library'}
+
+
 def test_names_in_specs_of_any_form():
   assert specs.names('0.5*text(path="a(b)") + 0.5*jsonl(path="c")') == ['text', 'jsonl']
   assert set(specs.names('a(x=m.n:P(y=b()))')) == {'a', 'm.n:P', 'b'}

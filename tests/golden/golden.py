@@ -18,7 +18,7 @@ from lmjax import config
 from lmjax import metrics as metrics_lib
 
 FILE = pathlib.Path(__file__).parent / 'metrics.json'
-RECIPES = ('quickstart', 'gpt2:tiny', 'llama:tiny', 'bert_tiny')
+RECIPES = ('quickstart', 'gpt2:tiny', 'llama:tiny', 'bert_tiny', 'palm:tiny', 'gpt3:tiny')
 SMALL = [
   ('model.width', '32'),
   ('model.depth', '2'),

@@ -29,6 +29,18 @@ MODELS = {
   'mix_ln': {'model.residual': 'mix_ln(alpha=0.5)'},
   'layernorm_scaling': {'model.residual': 'layernorm_scaling()'},
   'pre_rmsnorm': {'model.residual': 'pre_rmsnorm()'},
+  'encoder parts': {
+    'model.architecture': 'head_transform()',
+    'model.position': 'learned_types(offset=2)',
+    'model.embed': 'tied(multiple_of=8, bias=True)',
+    'model.ffn': 'geglu(hidden=64, bias=True)',
+    'model.residual': 'pre_ffn()',
+  },
+  'relative_bias': {
+    'model.mixer': 'relative_bias(inner=gqa(head_dim=8), buckets=6, distance=5)',
+    'model.init': 't5()',
+    'model.ffn': 'relu()',
+  },
   'pre_crmsnorm': {'model.norm': 'pre_crmsnorm()', 'model.final_norm': 'pre_crmsnorm()'},
 }
 

@@ -91,10 +91,10 @@ def test_what_each_network_sees(monkeypatch):
     seen[method] = np.asarray(tokens)
     return real(self, params, vars, rng, method, tokens, *rest, train=train)
 
-  monkeypatch.setattr(electra_lib.Electra, '_run', spy)
-  b = batch(3)
+  b, trained = batch(3), run()  # building traces
   p = jax.tree.map(jnp.asarray, always(start(), 5))
-  run().objective.loss(p, {}, b, jax.random.key(4), False)
+  monkeypatch.setattr(electra_lib.Electra, '_run', spy)
+  trained.objective.loss(p, {}, b, jax.random.key(4), False)
   k = round(0.15 * T)
   hidden, fake = seen['generate'] == MASK, seen['discriminate'] == 5
   assert (fake.sum(1) == k).all() and not (seen['discriminate'] == MASK).any()

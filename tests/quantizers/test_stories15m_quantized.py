@@ -4,6 +4,7 @@ cost; what int8 rounds away of their own weights remains, unless those are kept 
 """
 
 import importlib.util
+import lzma
 import math
 import pathlib
 
@@ -15,6 +16,8 @@ from lmjax.interop import llama2c
 
 pytestmark = pytest.mark.slow
 SCRIPT = pathlib.Path(__file__).parents[2] / 'experiments' / 'quantization' / 'stories15m.py'
+
+STORIES = 35  # of 140 of the validation text; all have a loss of 1.5119, these of 1.622
 
 # method -> least and largest change of the perplexity, percent
 PLAIN = {
@@ -34,12 +37,29 @@ def script():
 
 
 @pytest.fixture(scope='module')
-def changes(script, test_data, tmp_path_factory):
+def data(test_data, tmp_path_factory):
+  """The test data with the first stories of the validation text alone."""
+  out = tmp_path_factory.mktemp('data')
+  for name in ('checkpoints', 'tokenizers'):
+    (out / name).symlink_to(test_data / name)
+  stories = out / 'lm' / 'tinystories'
+  stories.mkdir(parents=True)
+  (stories / 'train.txt.xz').symlink_to(test_data / 'lm' / 'tinystories' / 'train.txt.xz')
+  text = lzma.open(test_data / 'lm' / 'tinystories' / 'valid.txt.xz', 'rt').read()
+  end = '<|endoftext|>'
+  (stories / 'valid.txt.xz').write_bytes(
+    lzma.compress(end.join(text.split(end)[:STORIES]).encode())
+  )
+  return out
+
+
+@pytest.fixture(scope='module')
+def changes(script, data, tmp_path_factory):
   """Runs methods: (source, methods) -> {method: (change in percent, what was found)}."""
 
   def run(planted, methods):
     source, before, out = tmp_path_factory.mktemp('stories') / 'run', None, {}
-    script.run_directory(test_data, source, planted=planted)
+    script.run_directory(data, source, planted=planted)
     (source / 'tokens').mkdir()
     for i, method in enumerate(methods):
       target = source.with_name(str(i))
@@ -56,7 +76,7 @@ def test_perplexity_before_and_after(changes):
   found = changes(False, PLAIN)
   for method, (least, most) in PLAIN.items():
     assert least <= found[method][0] <= most, method
-  assert abs(found['rtn(bits=8)'][1]['loss'][0]['nll'] - 1.512) < 0.01
+  assert abs(found['rtn(bits=8)'][1]['loss'][0]['nll'] - 1.622) < 0.01
   assert found['gptq(bits=4)'][0] < 0.7 * found['rtn(bits=4)'][0]
   errors = [found[f'{m}(bits=4)'][1]['errors'] for m in ('gptq', 'rtn')]
   mean = [np.mean([v for e in x for v in e.values()]) for x in errors]

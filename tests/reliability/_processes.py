@@ -16,15 +16,25 @@ WAIT = 120.0
 
 
 class Process:
-  """One process of `python -m lmjax.main`; what it says goes to a file beside its directory."""
+  """One process of `python -m lmjax.main`; what it says goes to a file beside its directory.
 
-  def __init__(self, arguments, workdir, *, devices: int = 1, name: str = ''):
+  `first`: code to be run before the command. `env`: more of the environment.
+  """
+
+  def __init__(self, arguments, workdir, *, devices: int = 1, name: str = '', first='', env=()):
     workdir = pathlib.Path(workdir)
     self.workdir, self.log = workdir, workdir.with_name(f'{workdir.name}{name}.log')
     flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+    env = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': flags,
+      'PYTHONPATH': str(ROOT),
+      **dict(env),
+    }
     self._file = open(self.log, 'a')
-    command = [sys.executable, '-m', 'lmjax.main', *arguments]
+    code = f'{first}\nimport sys\nfrom lmjax import main\nsys.exit(main.command())'
+    command = [sys.executable, *(['-c', code] if first else ['-m', 'lmjax.main']), *arguments]
     self.process = subprocess.Popen(
       command, cwd=ROOT, env=env, stdout=self._file, stderr=self._file
     )
@@ -86,18 +96,26 @@ def port() -> int:
 
 
 @contextlib.contextmanager
-def several(count: int, workdir, train: str, *flags, devices: int = 1, **settings):
-  """`count` processes of one run on a mesh over all their devices."""
+def several(
+  count: int, workdir, train: str, *flags, devices: int = 1, each=None, first=None, **settings
+):
+  """`count` processes of one run on a mesh over all their devices.
+
+  Args:
+    each: further flags of single processes, by index; first: code that they run first.
+  """
   words = [*_runs.words(workdir, train, mesh__data=-1, **settings), *flags]
   join = [f'--coordinator=127.0.0.1:{port()}', f'--processes={count}'] if count > 1 else []
+  each, first = each or {}, first or {}
   with contextlib.ExitStack() as stack:
     yield [
       stack.enter_context(
         Process(
-          words + (join + [f'--process={i}'] if count > 1 else []),
+          words + (join + [f'--process={i}'] if count > 1 else []) + each.get(i, []),
           workdir,
           devices=devices,
           name=f'-{count}-{i}',
+          first=first.get(i, ''),
         )
       )
       for i in range(count)

@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 
+from lmjax import files as files_lib
 from lmjax import main as main_lib
 from lmjax.checkpoint import Checkpointer
 from lmjax.tracking import read_metrics
@@ -77,7 +78,7 @@ def arrays(workdir, step: int) -> dict[str, np.ndarray]:
     else:
       out[name] = node
 
-  walk(Checkpointer(pathlib.Path(workdir) / 'checkpoints').restore_params(step), '')
+  walk(Checkpointer(files_lib.path_of(workdir) / 'checkpoints').restore_params(step), '')
   return out
 
 

@@ -27,6 +27,7 @@ def sound(train, tmp_path_factory):
   return run(tmp_path_factory.mktemp('sound') / 'w', train, at=0)
 
 
+@pytest.mark.slow
 def test_unseen_it_changes_the_run(sound, train, tmp_path):
   found, _ = run(tmp_path / 'w', train, at=sound[1] // 2)
   assert _runs.same_arrays(sound[0], found)
@@ -47,6 +48,7 @@ def test_found_and_replayed(sound, train, tmp_path, capsys, part):
   assert len(lines) == 1 and any('params' in name for name in lines[0]['arrays'])
 
 
+@pytest.mark.slow
 def test_without_a_fault_nothing_is_said(sound, train, tmp_path, capsys):
   found, _ = run(tmp_path / 'w', train, at=0, recompute_every=2)
   said = capsys.readouterr().err

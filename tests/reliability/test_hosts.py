@@ -52,9 +52,10 @@ MESHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'names',
-  [('8 explicit', '2x2x2', '8'), pytest.param(('8', '1', '4x2'), marks=pytest.mark.slow)],
+  [('8 explicit', '2x2x2', '8'), ('8', '1', '4x2')],
   ids=str,
 )
 def test_devices_change_in_mid_run(train, straight, tmp_path, names):

@@ -64,6 +64,7 @@ def test_sigterm_saves_the_step_it_reached(tmp_path, train, signals_at):
   assert 'Traceback' not in p.said
 
 
+@pytest.mark.slow
 def test_sigterm_during_a_save_and_the_same_command_resumes(tmp_path, train):
   workdir = tmp_path / 'w'
   with start(workdir, train, checkpoint_every=3) as p:
@@ -114,6 +115,25 @@ def test_a_swallowed_signal_stops_after_the_first_step(tmp_path, train, monkeypa
   monkeypatch.setattr(feed.Feed, 'describe', describe)
   assert _runs.run(tmp_path / 'w', train, steps=4) == 75
   assert saved(tmp_path / 'w') == 1
+
+
+def test_a_stop_that_python_drops_is_one_line(tmp_path, train, monkeypatch, capsys):
+  original = feed.Feed.describe
+
+  class Dropped:
+    def __del__(self):
+      signal.raise_signal(signal.SIGTERM)
+
+  def describe(self):
+    Dropped()
+    return original(self)
+
+  monkeypatch.setattr(feed.Feed, 'describe', describe)
+  assert _runs.run(tmp_path / 'w', train, steps=4) == 75
+  assert saved(tmp_path / 'w') == 1
+  told = capsys.readouterr().err
+  assert 'SIGTERM: stopping after the first step' in told
+  assert 'ignored' not in told and 'Traceback' not in told
 
 
 def test_what_ends_the_first_process_ends_all_alike(monkeypatch):
@@ -180,14 +200,13 @@ def test_sigterm_while_the_other_process_is_awaited(tmp_path, train, index):
   assert not workdir.exists()
 
 
-def test_a_process_that_never_comes(monkeypatch):
-  code = 'import sys\nfrom lmjax.parallel import processes\nprocesses._JOIN = 1\n'
-  code += 'from lmjax import main\nsys.exit(main.command())'
+def test_a_coordinator_that_is_not_there():
   join = [f'--coordinator=127.0.0.1:{_processes.port()}', '--processes=2', '--process=1']
-  command = [sys.executable, '-c', code, '--config=quickstart', '--workdir=absent', *join]
+  join += ['--join_timeout=5']
+  command = [sys.executable, '-m', 'lmjax.main', '--config=quickstart', '--workdir=absent', *join]
   found = subprocess.run(command, capture_output=True, text=True, timeout=60)
   assert found.returncode == 75, found.stderr
-  assert 'the 2 processes could not join: they did not all come within 1 s' in found.stderr
+  assert 'could not join (--join_timeout=5): nothing answers at 127.0.0.1:' in found.stderr
   assert 'Traceback' not in found.stderr and 'Check failure' not in found.stderr
 
 

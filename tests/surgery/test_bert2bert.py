@@ -153,8 +153,9 @@ MUP = dict(init='mup(base_width=8)')
     (dict(MUP, embed='untied()', blocks__block__mixer=GROUPED.format(1)),) * 2,
     (dict(MUP, blocks__block__mixer='gqa(head_dim=8, heads=2)'),) * 2,
     (POST, POST),
+    (dict(blocks__block__mixer='relative_bias(inner=gqa(head_dim=8))', position='none()'),) * 2,
   ],
-  ids=['tied', 'grouped', 'multi-query', 'tied under mup', 'post'],
+  ids=['tied', 'grouped', 'multi-query', 'tied under mup', 'post', 'relative bias'],
 )
 def test_twice_the_width_is_the_same_function(small, big):
   small, big = {**SMALL, **small}, {**BIG, **big}

@@ -19,6 +19,7 @@ import dataclasses
 
 import numpy as np
 
+from lmjax.data import bins
 from lmjax.data import permutation
 from lmjax.data.packing import _rows
 from lmjax.registry import register
@@ -42,27 +43,6 @@ class BestFit:
     sizes = pieces[:, 2] - pieces[:, 1]
     pieces = pieces[np.argsort(-sizes, kind='stable')]
     room = row_tokens + min(lookahead, 1)  # beyond it stand only targets of one long window
-    rows, count = assign(np.minimum(pieces[:, 2] - pieces[:, 1], room), room)
+    rows, count = bins.best_fit(np.minimum(pieces[:, 2] - pieces[:, 1], room), room)
     order = _rows.row_order(count, seed, epoch) if self.shuffle and count else None
     return _rows.ListedRows(pieces, rows, count, order)
-
-
-def assign(sizes, room: int) -> tuple[np.ndarray, int]:
-  """Best fit in the order given: (row of each piece, number of rows). Sizes are 1 ... room."""
-  by_room: list[list[int]] = [[] for _ in range(room + 1)]
-  used, count, rows = 0, 0, []
-  for size in sizes.tolist():
-    fits = used >> size
-    if fits:
-      found = size + (fits & -fits).bit_length() - 1  # the lowest bit: the least room that holds it
-      row = by_room[found].pop()
-      if not by_room[found]:
-        used ^= 1 << found
-    else:
-      found, row, count = room, count, count + 1
-    rows.append(row)
-    left = found - size
-    if left:
-      by_room[left].append(row)
-      used |= 1 << left
-  return np.array(rows, np.int64), count

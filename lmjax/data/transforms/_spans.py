@@ -1,4 +1,8 @@
-"""Spans of noise in a text, as T5 draws them (Raffel et al., 2020, arXiv:1910.10683)."""
+"""Spans of noise in a text, as T5 draws them (Raffel et al., 2020, arXiv:1910.10683), and rows of
+inputs and targets.
+"""
+
+from typing import Any
 
 import numpy as np
 
@@ -39,3 +43,28 @@ def split(tokens: np.ndarray, found: list[tuple[int, int]], sentinels):
     at = stop
   inputs.append(tokens[at:])
   return np.concatenate(inputs).astype(np.int32), np.concatenate(targets).astype(np.int32)
+
+
+def padded(tokens: np.ndarray, size: int) -> dict[str, np.ndarray]:
+  """The three fields of a text, padded behind."""
+  n, place = len(tokens), np.arange(size, dtype=np.int32)
+  out = np.zeros(size, np.int32)
+  out[:n] = tokens
+  return dict(tokens=out, segments=(place < n).astype(np.int32), positions=place * (place < n))
+
+
+def source_row(inputs, targets, sizes: tuple[int, int], first: int) -> dict[str, np.ndarray]:
+  """A row of an encoder's inputs and a decoder's targets behind a token to start from; sizes: the
+  most tokens of both, without that one.
+  """
+  begin = [first] if len(targets) else []
+  text = padded(np.concatenate([begin, targets]), sizes[1] + 1)
+  weights = (text['segments'] > 0).astype(np.float32)
+  weights[0] = 0
+  source = {f'encoder_{k}': v for k, v in padded(inputs, sizes[0]).items()}
+  return {**text, 'weights': weights, **source}
+
+
+def start(tokenizer: Any) -> int:
+  """The token that a decoder starts from."""
+  return next(i for i in (tokenizer.pad, tokenizer.bos, tokenizer.eos) if i is not None)

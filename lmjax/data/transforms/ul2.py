@@ -143,22 +143,14 @@ class Ul2:
   def _arranged(self, inputs, targets):
     most_inputs, most_targets, both = self.sizes
     if self.form == 'encoder_decoder':
-      start = [self._start()] if len(targets) else []
-      text = _padded(np.concatenate([start, targets]), most_targets + 1)
-      weights = (text['segments'] > 0).astype(np.float32)
-      weights[0] = 0
-      source = {f'encoder_{k}': v for k, v in _padded(inputs, most_inputs).items()}
-      return {**text, 'weights': weights, **source}
-    text = _padded(np.concatenate([inputs, targets]), both)
+      first = _spans.start(self.tokenizer)
+      return _spans.source_row(inputs, targets, (most_inputs, most_targets), first)
+    text = _spans.padded(np.concatenate([inputs, targets]), both)
     first = np.arange(both) < len(inputs)
     text['weights'] = ((text['segments'] > 0) & ~first).astype(np.float32)
     if self.form == 'prefix':
       text['prefix'] = first.astype(np.int32)
     return text
-
-  def _start(self) -> int:
-    tok = self.tokenizer
-    return next(i for i in (tok.pad, tok.bos, tok.eos) if i is not None)
 
   def _names(self) -> dict[str, int]:
     """Marks of the extra ids that rows have."""
@@ -193,7 +185,7 @@ class Ul2:
       given = [next(names[m] for m in wanted if m in names)]
     inputs = (*given, *text, self.tokenizer.eos)
     if self.form == 'encoder_decoder':
-      return kinds.Prompt((self._start(),), source=inputs, joined=not holes)
+      return kinds.Prompt((_spans.start(self.tokenizer),), source=inputs, joined=not holes)
     whole = len(inputs) if self.form == 'prefix' else 0
     return kinds.Prompt(inputs, prefix=whole, joined=not holes)
 
@@ -217,11 +209,3 @@ class Ul2:
         'ul2: no row was to be continued (the weight of S is 0); end the prompt with <extra_id_0>, '
         'for the model to fill it'
       )
-
-
-def _padded(tokens: np.ndarray, size: int) -> dict[str, np.ndarray]:
-  """The three fields of a text, padded behind."""
-  n, place = len(tokens), np.arange(size, dtype=np.int32)
-  out = np.zeros(size, np.int32)
-  out[:n] = tokens
-  return dict(tokens=out, segments=(place < n).astype(np.int32), positions=place * (place < n))

@@ -126,12 +126,8 @@ STEPS, MEMORY = ('batch', None, 'heads', None), ('batch', 'heads', None, None)
 
 
 def _placed(f, *names):
-  """f, on an explicit mesh with the partitioner in charge of what lies between: batch and heads of
-  what it returns stay apart.
-  """
-  if not shard.is_explicit():
-    return f
-  return jax.sharding.auto_axes(f, out_sharding=tuple(map(shard.spec, names)))
+  """f, left to the partitioner: batch and heads of what it returns stay apart."""
+  return shard.automatic(f, tuple(map(shard.spec, names)))
 
 
 def _forward(q, k, v, beta, starts, state):

@@ -59,11 +59,9 @@ def put(x, places_BK, y):
 
 
 def _placed(f, ndim: int):
-  """f with the partitioner in charge on an explicit mesh; its result lies like activations."""
-  if not shard.is_explicit():
-    return f
+  """f, left to the partitioner; its result lies like activations."""
   names = ('batch', 'time', 'width')[:ndim] + (None,) * (ndim - 3)
-  return jax.sharding.auto_axes(f, out_sharding=shard.spec(names))
+  return shard.automatic(f, shard.spec(names))
 
 
 def context(ctx, places_BK):
@@ -74,7 +72,7 @@ def context(ctx, places_BK):
   taken = {k: take(v, places_BK) for k, v in per_token.items()}
   segments = taken.get('segments_BT', jnp.ones_like(places_BK))
   held = places_BK < ctx.positions_BT.shape[1]
-  return ctx.replace(**(taken | dict(segments_BT=jnp.where(held, segments, 0))))
+  return ctx.replace(**taken | dict(segments_BT=jnp.where(held, segments, 0), gaps=True))
 
 
 def spread(a_BT, like):

@@ -70,6 +70,30 @@ class KeysValues:
       segments_BS=jnp.where(gone_BS, 0, self.segments_BS), written_B=self.written_B - dropped_B
     )
 
+  def unpacked(self, rows_B, marks_B, length: int):
+    """Rows of `length` slots, each with the tokens of one segment of a row, on the right of the
+    slots that there were, whatever was between them. Raises Unsupported for a ring: it keeps only
+    the last tokens of a row.
+    """
+    if self.ring:
+      raise kinds.Unsupported('a cache that keeps only the window has not kept all of a packed row')
+    size = self.k_BSHK.shape[1]
+    own_BS = self.segments_BS[rows_B] == marks_B[:, None]
+    order_BS = jnp.argsort(own_BS, axis=1, stable=True)  # as they stood, the own ones behind others
+
+    def taken(a_BS):
+      order = order_BS.reshape(*order_BS.shape, *[1] * (a_BS.ndim - 2))
+      found = jnp.take_along_axis(a_BS[rows_B], order, axis=1)
+      return jnp.pad(found, ((0, 0), (0, length - size), *[(0, 0)] * (a_BS.ndim - 2)))
+
+    return self.replace(
+      k_BSHK=taken(self.k_BSHK),
+      v_BSHK=taken(self.v_BSHK),
+      positions_BS=taken(self.positions_BS),
+      segments_BS=jnp.pad(jnp.sort(own_BS, axis=1).astype(jnp.int32), ((0, 0), (0, length - size))),
+      written_B=jnp.full(rows_B.shape, size, jnp.int32),
+    )
+
   def arrays(self):
     return self.k_BSHK, self.v_BSHK, self.positions_BS, self.segments_BS
 

@@ -33,7 +33,7 @@ class Table(nn.Module):
 
 def look_up(part: Table, tokens_BT, ctx):
   """(E[token] * scale, E, the bias that forbids the added rows or None)."""
-  matrix = embedding.table(part, 'table', part.rows, part.width, 'embed', ctx.scheme)
+  matrix = embedding.table(part, 'table', part.rows, part.width, 'embed', ctx.scheme, part.dtype)
   x = embedding.look_up(matrix, tokens_BT, part.dtype)
   x = x * part.scale if part.scale != 1 else x
   return x, matrix, embedding.never(part.vocab, part.rows)

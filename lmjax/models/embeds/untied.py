@@ -22,7 +22,9 @@ class Untied(_table.Table):
   @nn.compact
   def __call__(self, tokens_BT, ctx):
     x, _, bias = _table.look_up(self, tokens_BT, ctx)
-    unembed = embedding.table(self, 'unembed', self.rows, self.width, 'unembed', ctx.scheme)
+    unembed = embedding.table(
+      self, 'unembed', self.rows, self.width, 'unembed', ctx.scheme, self.dtype
+    )
     if self.bias:
       own = params.param(self, 'bias', (self.rows,), Fact(('vocab',), (), 'bias'), ctx.scheme)
       bias = own if bias is None else own + bias

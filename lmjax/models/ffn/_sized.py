@@ -37,9 +37,10 @@ def size(part: Sized, width: int) -> int:
 
 
 def up(part: Sized, ctx, x, name: str = 'up'):
-  """x W, from the width to the hidden size."""
+  """x W, from the width to the hidden size; it may be kept by name between the passes."""
   width = x.shape[-1]
-  return params.dense(ctx, name, dict(embed=width), dict(mlp=size(part, width)), bias=part.bias)(x)
+  make = params.dense(ctx, name, dict(embed=width), dict(mlp=size(part, width)), bias=part.bias)
+  return remat.tag(make(x), 'ffn_up')
 
 
 def down(part: Sized, ctx, h, width: int):

@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 
 from lmjax.nn import params
-from lmjax.parallel import shard
 from lmjax.parallel.facts import Fact
 from lmjax.registry import register
 
@@ -31,5 +30,4 @@ class Dense(nn.Module):
     assert x.shape[-len(in_sizes) :] == in_sizes, (x.shape, self.ins)
     fact = Fact(in_names + out_names, in_names, self.role)
     kernel = params.param(self, 'kernel', in_sizes + out_sizes, fact, self.scheme)
-    y = params.contract(x, shard.gather(kernel, fact.names), len(in_sizes), params.act(out_names))
-    return params.biased(self, y)
+    return params.biased(self, params.product(x, kernel, fact.names, len(in_sizes)))

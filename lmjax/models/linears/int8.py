@@ -113,24 +113,16 @@ class Int8(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    in_names, in_sizes = zip(*self.ins)
-    out_names, out_sizes = zip(*self.outs)
+    in_sizes = tuple(n for _, n in self.ins)
+    out_names = tuple(n for n, _ in self.outs)
     assert x.shape[-len(in_sizes) :] == in_sizes, (x.shape, self.ins)
     v = {
       name: _codes.frozen(self, name, shape, dtype, fact)
       for name, (shape, dtype, fact) in self.layout().items()
     }
-    lead = x.shape[: x.ndim - len(in_sizes)]
-    if shard.mesh().empty:
-      y = self._product(x, v)
-    else:  # axes are folded into one whatever lies on which device
-      names = (('batch', 'time') + (None,) * len(lead))[: len(lead)] + params.act(out_names)
-      spec = shard.spec(names, gathered=True)
-      if shard.is_explicit():
-        y = jax.sharding.auto_axes(self._product, out_sharding=spec)(x, v)
-      else:
-        y = jax.lax.with_sharding_constraint(self._product(x, v), spec)
-    return params.biased(self, y)
+    # Axes are folded into one whatever lies on which device.
+    product = shard.placed(self._product, x.ndim - len(in_sizes), params.act(out_names))
+    return params.biased(self, product(x, v))
 
   @nn.nowrap
   def layout(self) -> dict[str, tuple]:

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.kernels import quant_matmul
 from lmjax.models.linears import _codes
 from lmjax.nn import bits as bits_lib
 from lmjax.nn import params
@@ -54,9 +55,12 @@ class Quantized(nn.Module):
       name: _codes.frozen(self, name, shape, dtype, fact)
       for name, (shape, dtype, fact) in self.layout().items()
     }
-    kernel = self.matrix(variables, x.dtype)
-    y = params.contract(x, kernel, len(in_sizes), params.act(out_names))
-    return params.biased(self, y)
+
+    def whole(x, variables):
+      kernel = self.matrix(variables, x.dtype)
+      return params.contract(x, kernel, len(in_sizes), params.act(out_names))
+
+    return params.biased(self, quant_matmul.quant_matmul(x, variables, self._lies(), whole))
 
   @nn.nowrap
   def layout(self) -> dict[str, tuple]:
@@ -92,6 +96,12 @@ class Quantized(nn.Module):
     return next(gathered, len(self.ins) - 1)
 
   @nn.nowrap
+  def _lies(self) -> quant_matmul.Layout:
+    ins, outs = (tuple(n for _, n in side) for side in (self.ins, self.outs))
+    middle = 2.0 ** (self.bits - 1)
+    return quant_matmul.Layout(ins, outs, self.packed_axis, _codes.per_byte(self.bits), middle)
+
+  @nn.nowrap
   def stored(self, found: dict) -> dict[str, jax.Array]:
     """Variables from what a quantizer gives: codes (I, O), scale and zero (groups, O) or (1, 1)."""
     sizes = tuple(n for _, n in self.ins + self.outs)
@@ -114,7 +124,7 @@ class Quantized(nn.Module):
     names = tuple(n for n, _ in self.ins + self.outs)
     make = lambda v: self._matrix(v).astype(dtype)
     if shard.is_explicit():  # codes are folded into groups across sharded axes
-      return jax.sharding.auto_axes(make, out_sharding=shard.spec(names, gathered=True))(variables)
+      return shard.automatic(make, shard.spec(names, gathered=True))(variables)
     return shard.gather(make(variables), names)
 
   def _matrix(self, variables: dict):

@@ -145,7 +145,7 @@ def product(form: Form, x, down, up, values, support):
     w = matrix(form, x.dtype, *parts)
     return params.contract(x, w, len(form.ins), params.act(form.outs))
 
-  return _automatic(run, (x, down, up, values, support), _place(form, x))
+  return shard.automatic(run, _place(form, x))(x, down, up, values, support)
 
 
 def _forward(form, *args):
@@ -167,7 +167,7 @@ def _backward(form, args, dy):
     return dx, *(a.astype(b.dtype) for a, b in found)
 
   places = [jax.typeof(a).sharding.spec for a in floats] if shard.is_explicit() else ()
-  return *_automatic(run, (*floats, support, dy), tuple(places)), None
+  return *shard.automatic(run, tuple(places))(*floats, support, dy), None
 
 
 product.defvjp(_forward, _backward)
@@ -177,13 +177,6 @@ def _place(form: Form, x):
   """How x W lies on an explicit mesh: as other products do."""
   if not shard.is_explicit():
     return None
-  lead = x.ndim - len(form.ins)
-  names = (('batch', 'time') + (None,) * lead)[:lead] + params.act(form.outs)
-  return shard.spec(names, gathered=True)
-
-
-def _automatic(f, args, out):
-  """f(*args), on an explicit mesh with the partitioner in charge of what lies between."""
-  if not shard.is_explicit():
-    return f(*args)
-  return jax.sharding.auto_axes(f, out_sharding=out)(*args)
+  return shard.spec(
+    shard.product_axes(x.ndim - len(form.ins), params.act(form.outs)), gathered=True
+  )

@@ -13,6 +13,7 @@ Vaswani et al., 2017 (arXiv:1706.03762); Shazeer, 2019 (arXiv:1911.02150); Ainsl
 (arXiv:2305.13245).
 """
 
+import functools
 from typing import Annotated
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ LARGEST = 1 << 16  # heads, and coordinates of one: slopes and rates of position
   prefix=lambda a: a['window'] is None,
   cache=lambda a: a['causal'],
   window=lambda a: a['window'],
+  cuts=('sequence',),
 )
 class Gqa(nn.Module):
   """softmax(q.k) v with grouped keys and values."""
@@ -156,6 +158,8 @@ class Gqa(nn.Module):
       segments = jnp.ones_like(ctx.positions_BT) if k_seg is None else k_seg
       cache, (k_BTGK, v_BTGK, k_pos, k_seg) = cache.append(k_BTGK, v_BTGK, k_pos, segments)
     bias = position.bias(heads, ctx.positions_BT, ctx.positions_BT if cache is None else k_pos)
+    if ctx.folded and bias is not None:
+      bias = functools.partial(position.bias, heads)
     if prefix and cache is not None and bias is not None:
       raise kinds.Unsupported(
         'mixer gqa: a cache does not keep where the tokens of a prefix stand, which '
@@ -170,8 +174,11 @@ class Gqa(nn.Module):
       q_segments=ctx.segments_BT,
       k_segments=k_seg,
       aligned=cache is None and not prefix,
+      consecutive=not ctx.gaps,
+      joined=ctx.joined and not ctx.gaps,
       causal=self.causal,
       window=self.window,
+      folded=ctx.folded,
       cap=self.cap,
       scale=self.scale or ctx.scheme.init.attention_scale(self.head_dim),
       bias=bias,
