@@ -20,6 +20,7 @@ import jax
 
 from lmjax import build as build_lib
 from lmjax.kernels import choice
+from lmjax.parallel import folding
 from lmjax.parallel import shard
 from lmjax.planning import chips
 from lmjax.planning import layout as layout_lib
@@ -47,17 +48,19 @@ def estimate(run, mesh, chip: chips.Chip) -> Estimate:
   key = jax.eval_shape(lambda: jax.random.key(0))
   given = run.state_shapes, run.batch_shapes(), key
   on = contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh)
-  with on, run.choices('tpu' if chip.tpu else 'gpu'), _anywhere(run, chip):
+  cut = mesh is not None and mesh.shape.get(folding.AXIS, 1) > 1
+  with on, run.choices('tpu' if chip.tpu else 'gpu'), _anywhere(run, chip, cut):
     traced = jax.make_jaxpr(run.step)(*given)
   sizes, layouts = ({}, None) if mesh is None else (dict(mesh.shape), run.placements(mesh))
   return _walked(run, traced, given, sizes, layouts, chip)
 
 
-def _anywhere(run, chip: chips.Chip):
+def _anywhere(run, chip: chips.Chip, cut: bool):
   """A plan for GPUs is the same on every machine: cuDNN's attention, which `auto` takes where a GPU
-  is, can be traced nowhere else, and its FLOPs cannot be seen.
+  is, can be traced nowhere else, and its FLOPs cannot be seen. cut: over the axis `sequence`, where
+  attention is the same everywhere and `auto` all that is known.
   """
-  auto = not chip.tpu and run.config['kernels']['attention'] == choice.AUTO
+  auto = not chip.tpu and not cut and run.config['kernels']['attention'] == choice.AUTO
   return choice.using(attention='xla') if auto else contextlib.nullcontext()
 
 

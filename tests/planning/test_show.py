@@ -219,10 +219,13 @@ def test_flags_to_paste_undo_what_the_config_says():
 def test_a_plan_for_gpus_is_the_same_where_a_gpu_is(monkeypatch):
   """cuDNN's attention cannot be traced without one, nor can its FLOPs be seen."""
   made = build.build(config.resolve(config.load('quickstart', overrides())))
+  cut = config.load('quickstart', [*overrides(), ('mesh.data', '4'), ('mesh.sequence', '2')])
+  cut = build.build(config.resolve(cut))
   able = dict(cudnn=kernels.Implementation(None))  # its refusals are gone
   monkeypatch.setattr(kernels, 'IMPLEMENTATIONS', kernels.IMPLEMENTATIONS | able)
   where = topologies.parse('h100:1')
   assert planned.estimated(made, where).flops > 0
+  assert planned.estimated(cut, topologies.parse('h100:8')).flops > 0  # knows only one attention
   forced = made.config | {'kernels': made.config['kernels'] | {'attention': 'cudnn'}}
   with pytest.raises(TypeError, match='NoneType'):
     planned.estimated(dataclasses.replace(made, config=forced), where)
