@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from lmjax import bucket
@@ -63,6 +64,12 @@ def write(path: Any, text: str) -> None:
   partial = path.with_name(f'{path.name}.partial')
   partial.write_text(text, encoding='utf-8')
   partial.replace(path)
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Both on a disk; ends the run where it cannot be written."""
+  with kept(target):
+    shutil.copyfile(source, target)
 
 
 def move(old: Any, new: Any) -> None:

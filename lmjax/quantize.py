@@ -27,6 +27,7 @@ from lmjax import evaluate
 from lmjax import exits
 from lmjax import feed as feed_lib
 from lmjax import files
+from lmjax import own_files
 from lmjax import progress
 from lmjax import registry
 from lmjax import restore
@@ -125,7 +126,9 @@ def quantize(
     errors=result.errors,
     outliers=None if result.outliers is None else result.outliers.features,
   )
-  write(target, new.config, after, step, found['loss'][1])
+  rundir.make(target)
+  config = own_files.give(path, target, new.config)
+  write(target, config, after, step, found['loss'][1])
   with files.kept(target / FILE):
     files.write(target / FILE, json.dumps(found, indent=1) + '\n')
   return found

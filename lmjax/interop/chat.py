@@ -163,17 +163,20 @@ def templates(folder: pathlib.Path) -> dict[str, str]:
     ) from None
 
 
-def keep(source: pathlib.Path, target: pathlib.Path):
-  """Copies the templates of a folder, with its settings, where it has any."""
+def keep(source: pathlib.Path, target: pathlib.Path) -> list[str]:
+  """Copies the templates of a folder, with its settings, where it has any; names of the files."""
   if not templates(source):
-    return
+    return []
   # The file of specials too, where the run's tokenizer is another file of the folder.
   names = (TEMPLATE, _tokenizer.SETTINGS, _tokenizer.JSON)
+  kept = []
   for path in (*(source / n for n in names), *(source / MORE).glob('*.jinja')):
     to = target / path.relative_to(source)
     if path.is_file() and not to.exists():
       to.parent.mkdir(exist_ok=True)
-      _tokenizer.copy(path, to)
+      files.copy(path, to)
+      kept.append(str(path.relative_to(source)))
+  return kept
 
 
 def hand_on(run: Any, target: pathlib.Path) -> list[str]:
@@ -193,7 +196,7 @@ def hand_on(run: Any, target: pathlib.Path) -> list[str]:
       files.write(target / name, text)
   more, to = [n for n in texts if n != _tokenizer.SETTINGS], target / _tokenizer.JSON
   if (source / to.name).is_file() and not to.exists():
-    _tokenizer.copy(source / to.name, to)
+    files.copy(source / to.name, to)
     more.append(to.name)
   return more
 

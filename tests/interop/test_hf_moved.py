@@ -13,10 +13,12 @@ from lmjax import build as build_lib
 from lmjax import config as config_lib
 from lmjax import main as main_lib
 from lmjax import own_files
+from lmjax import quantize
 from lmjax import restore
 from lmjax import rundir
 from lmjax import sample
 from lmjax.interop import __main__ as command
+from lmjax.interop import chat
 from lmjax.interop.hf import _importing
 from lmjax.interop.hf import _tokenizer
 
@@ -101,6 +103,28 @@ def test_its_recipe_is_trained_with(moved, tmp_path, capsys):
   theirs = restore.resolved(new)['data']['tokenizer']
   assert begun[0].config['data']['tokenizer'] == theirs
   assert begun[0].tokenizer.encode(text).tolist() == _tokenizers.make(theirs).encode(text).tolist()
+
+
+def test_what_is_quantized_from_it_stands_alone(tmp_path, capsys):
+  def chats(folder):
+    _tokenizers.unigram(folder)
+    (folder / 'additional_chat_templates').mkdir()
+    (folder / 'additional_chat_templates' / 'rag.jinja').write_text('{{ messages[0].content }}')
+    (folder / 'chat_template.jinja').write_text('{{ messages[0].content }}!')
+
+  old, small = run_of(tmp_path, made=chats), tmp_path / 'small'
+  text = (old / 'tokenizer.json').read_bytes()
+  told = quantize.main([str(old), '--method=rtn(bits=8)', f'--out={small}', '--rows=0'])
+  assert told == 0, capsys.readouterr().err
+  assert str(small) in rundir.read_config(small)['data']['tokenizer']
+  shutil.rmtree(old)
+  new = tmp_path / 'new'
+  shutil.move(small, new)
+  assert sample.main([f'--workdir={new}', *PROMPT]) == 0, capsys.readouterr().err
+  assert 'the cat' in capsys.readouterr().out
+  assert (new / 'tokenizer.json').read_bytes() == text
+  said = chat.of(restore.built(str(new)), 'rag').render([dict(role='user', content='so')])
+  assert said == 'so' and set(chat.templates(new)) == {'default', 'rag'}
 
 
 def test_a_copy_reads_its_own_file_though_the_other_is_there(tmp_path):
@@ -199,6 +223,9 @@ def test_paths_elsewhere_stay(tmp_path):
     '{"folder": 3, "files": {}}',
     '{"folder": "/x", "files": {"../a": ""}}',
     '{"files": 1}',
+    '{"folder": "/x", "files": {}, "beside": ["../../a"]}',
+    '{"folder": "/x", "files": {}, "beside": ["/etc/passwd"]}',
+    '{"folder": "/x", "files": {}, "beside": [3]}',
   ],
 )
 def test_a_damaged_record_is_named(tmp_path, text):

@@ -76,10 +76,10 @@ def to_run(source: str, out: str, **options: Any) -> dict[str, Any]:
   rundir.make(target)
   if found is not None:
     found.copy(target)
-    own_files.record(target, [f.name for f in found.files])
     c['data']['tokenizer'] = found.spec(target)
     c = config_lib.resolve(c)
-    chat.keep(found.files[0].parent, target)
+    beside = chat.keep(found.files[0].parent, target)
+    own_files.record(target, [f.name for f in found.files], beside)
   with files.kept(target):
     files.write(target / ORIGIN, json.dumps(folder.config, indent=2) + '\n')
     files.write(target / RECIPE, recipe(target))

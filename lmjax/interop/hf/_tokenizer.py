@@ -10,7 +10,6 @@ and tokenizer_config.json.
 import dataclasses
 import json
 import pathlib
-import shutil
 import tempfile
 from typing import Any, Mapping
 
@@ -59,12 +58,7 @@ class Found:
 
   def copy(self, folder: pathlib.Path):
     for file in self.files:
-      copy(file, folder / file.name)
-
-
-def copy(source: pathlib.Path, target: pathlib.Path):
-  with files.kept(target):
-    shutil.copyfile(source, target)
+      files.copy(file, folder / file.name)
 
 
 def find(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
