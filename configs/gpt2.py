@@ -13,6 +13,7 @@ expect: `tiny`: validation loss 1.843 ± 0.007 nats a byte on the bundled corpus
 time: `tiny`: four minutes on two CPU cores that other programs used too. 124M: days on 8 GPUs
 """
 
+from lmjax import slices
 from lmjax.config import default
 
 SIZES = {  # width, depth, head size, peak learning rate (GPT-3's table 2.1 for the larger ones)
@@ -25,8 +26,7 @@ SIZES = {  # width, depth, head size, peak learning rate (GPT-3's table 2.1 for 
 
 
 def get_config(size='124M'):
-  if size not in SIZES:
-    raise KeyError(f'gpt2:{size}: no such size; there are {", ".join(SIZES)}')
+  size, _ = slices.split(size, SIZES)
   c = default()
   m, block = c.model, c.model.blocks.block
   m.width, m.depth, head_dim, c.peak_lr = SIZES[size]

@@ -58,7 +58,7 @@ SLICES = {
 
 
 def get_config(size='tiny'):
-  size, settings = slices.split('gpt3', size, SIZES, SLICES)
+  size, settings = slices.split(size, SIZES, SLICES)
   s, c = SIZES[size], default()
   m, block = c.model, c.model.blocks.block
   m.width, m.depth, c.peak_lr, c.batch_tokens = s.width, s.depth, s.lr, s.batch

@@ -78,7 +78,7 @@ SLICES = {
 
 
 def get_config(size='tiny'):
-  size, settings = slices.split('llama', size, SIZES, SLICES)
+  size, settings = slices.split(size, SIZES, SLICES)
   s, c = SIZES[size], default()
   m, block = c.model, c.model.blocks.block
   m.width, m.depth, c.data.length, c.peak_lr = s.width, s.depth, s.length, s.lr

@@ -48,7 +48,7 @@ SLICES = {
 
 
 def get_config(size='tiny'):
-  size, settings = slices.split('palm', size, SIZES, SLICES)
+  size, settings = slices.split(size, SIZES, SLICES)
   s, c = SIZES[size], default()
   m, block = c.model, c.model.blocks.block
   m.width, m.depth, c.peak_lr = s.width, s.depth, s.lr

@@ -30,19 +30,18 @@ class Settings:
 Table = Mapping[str, Mapping[str, Settings]]
 
 
-def split(recipe: str, arg: str, sizes: Mapping, table: Table) -> tuple[str, Settings | None]:
-  """(size, settings or None) of an argument SIZE or SIZE@SLICE. Raises KeyError listing the sizes,
-  or the slices that the recipe has settings for.
+def split(arg: str, sizes: Mapping, table: Table | None = None) -> tuple[str, Settings | None]:
+  """(size, settings or None) of a recipe's argument SIZE or SIZE@SLICE. Raises KeyError listing the
+  sizes, or the slices that the recipe has settings for.
   """
   size, at, name = arg.partition('@')
   if size not in sizes:
-    raise KeyError(
-      f'{recipe}:{size}: no such size{nearest(size, sizes)}; there are {", ".join(sizes)}'
-    )
-  have = table.get(size, {})
+    near = nearest(size, sizes, '.')
+    raise KeyError(f'no such size{near} There are {", ".join(sizes)}')
+  have = (table or {}).get(size, {})
   if at and name not in have:
-    found = f'{nearest(name, have)}; there are {", ".join(have)}' if have else '; it has none'
-    raise KeyError(f'{recipe}:{arg}: no settings of {size} for the slice {name!r}{found}')
+    known = f'{nearest(name, have, ".")} There are {", ".join(have)}' if have else '; it has none'
+    raise KeyError(f'no settings of {size} for the slice {name!r}{known}')
   return size, have[name] if at else None
 
 

@@ -84,9 +84,9 @@ def test_every_setting_is_planned_to_fit(name, size, slice_):
 @pytest.mark.parametrize(
   'arg, words',
   [
-    ('llama:80B', 'did you mean.*there are tiny'),
+    ('llama:80B', 'did you mean.*There are tiny'),
     ('llama:70B@v5p:4x4x4', "no settings of 70B for the slice 'v5p:4x4x4'.*v5e:16x16"),
-    ('gpt3:13B@', "for the slice ''.*there are v5e:16x16"),
+    ('gpt3:13B@', "for the slice ''.*There are v5e:16x16"),
     ('llama:tiny@v5e:16x16', 'it has none'),
   ],
 )

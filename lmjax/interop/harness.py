@@ -175,8 +175,9 @@ def evaluate(
   for name in tasks:
     if name not in manager.all_tasks and not manager.match_tasks([name]):
       raise ValueError(
-        f'--tasks={name}: the harness has no such task{registry.nearest(name, manager.all_tasks)}; '
-        '--include_path=FOLDER adds those of a folder'
+        f'--tasks={name}: the harness has no such task'
+        f'{registry.nearest(name, manager.all_tasks, ".")} --include_path=FOLDER adds those of a '
+        'folder'
       )
   try:
     return library('lm_eval').simple_evaluate(

@@ -122,7 +122,7 @@ def parse(text: str) -> Topology:
   if name not in chips.PLANNED:
     raise ValueError(
       f'--topology={text!r}: no accelerator {match[2]!r} is known'
-      f'{nearest(match[2], (*chips.PLANNED, *ALIASES))}; there are ' + ', '.join(chips.PLANNED)
+      f'{nearest(match[2], (*chips.PLANNED, *ALIASES), ".")} There are ' + ', '.join(chips.PLANNED)
     )
   slices = int(match[1] or match[5] or 1)
   if slices < 1:

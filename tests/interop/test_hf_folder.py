@@ -193,7 +193,7 @@ def refused(tmp_path, match, **options):
 @pytest.mark.parametrize(
   'field, value, words',
   [
-    ('model_type', 'mamba', 'model_type=.mamba.*known are bert, gpt2, gpt_neox, llama'),
+    ('model_type', 'mamba', 'model_type=.mamba.*Known are bert, gpt2, gpt_neox, llama'),
     ('model_type', None, 'model_type=None'),
     ('hidden_act', 'relu', "hidden_act='relu'.*'silu'"),
     ('rope_scaling', dict(rope_type='yarn', factor=4.0), "rope_type='yarn'.*default, linear"),

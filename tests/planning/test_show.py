@@ -82,7 +82,7 @@ def overrides():
   'words, says',
   [
     (['--plan', '--topology=v5e-12'], '1x1, 2x2, 2x4'),
-    (['--plan', '--topology=v9:2x2'], 'there are v4, v5e'),
+    (['--plan', '--topology=v9:2x2'], 'There are v4, v5e'),
     (['--plan', '--topology=v5litpod-8'], "did you mean 'v5litepod'"),
     (['--plan', '--topology='], '--topology= is empty'),
     (['--plan', '--topology=h100:4', '--config.mesh.data=3'], 'config.mesh.data=4'),

@@ -44,7 +44,7 @@ def test_names(text, means, n, hosts):
 @pytest.mark.parametrize(
   'text, says',
   [
-    ('v7:2x2', 'there are v4, v5e, v5p, v6e, a100, h100, h200'),
+    ('v7:2x2', 'There are v4, v5e, v5p, v6e, a100, h100, h200'),
     ('v5e-12', '1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16'),
     ('v5e:32x32', '16x16'),
     ('v5e', 'no such slice'),

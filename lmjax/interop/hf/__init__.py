@@ -28,7 +28,7 @@ def family(model_type: Any, where: str):
   """The file of an architecture. Raises ValueError, which begins with `where`."""
   if model_type not in names():
     raise ValueError(
-      f'{where}: model_type={model_type!r} is not known{nearest(str(model_type), names())}; known '
-      f'are {", ".join(names())}'
+      f'{where}: model_type={model_type!r} is not known{nearest(str(model_type), names(), ".")} '
+      f'Known are {", ".join(names())}'
     )
   return importlib.import_module(f'{__name__}.{model_type}')
