@@ -2,7 +2,7 @@
 be said before jax starts.
 
 Tests compile much and compute little: without LLVM's optimizer they take about half the time, and
-without XLA's newer emitters of fusions half of that again; jaxlib 0.11 and later have no others.
+without XLA's newer emitters of fusions half of that again; jaxlib 0.12 has no others.
 What XLA_FLAGS says already is kept.
 
 Files of real text, tokenizers and checkpoints that some tests compare with lie in the folder that
