@@ -163,7 +163,7 @@ def test_nothing_but_codes_survives_a_step():
     told = told._replace(mu=wide(told.mu, state.scales.mu), nu=wide(told.nu, state.scales.nu))
     want, _ = plain.update(g, told)
     u, state = step(g, state, params)
-    np.testing.assert_allclose(u['w'], want['w'], rtol=1e-6)
+    np.testing.assert_allclose(u['w'], want['w'], rtol=1e-5)  # rounding; codes are 1e-2 apart
 
 
 def test_a_small_second_moment_does_not_vanish_before_the_first():
